@@ -1,0 +1,130 @@
+from collections.abc import Hashable, Sequence
+from typing import final
+
+import jax.extend.core as jex
+import numpy as np
+from jaxtyping import Array
+
+from .operation import Operation
+from .rules import rules, wrapped_jaxpr, zero_product
+from .series import (
+    Coefficient,
+    constant,
+    derivative,
+    Node,
+    Recurrence,
+    scale,
+    Series,
+    zero,
+)
+from .structure import describe_literal, describe_operation, Identity
+
+
+@final
+class Expansion:
+    r"""Interprets jaxprs on power series.
+
+    An equation $v = p(u)$ gets its zeroth coefficient from the primitive $p$ itself, and
+    the higher ones from a recurrence registered for $p$ or, where there is none, from
+    its JVP rule: $v' = \partial p(u)\, u'$, so that
+
+    $$v_k = [\partial p(u)\, u']_{k-1} / k.$$
+
+    The right-hand side is a jaxpr too, and is interpreted in the same way. Equations
+    that are met again are recognized ("hash-consing"), in particular $p(u)$ itself
+    within its own derivative: for `tanh`, $v' = (1 - v^2)\, u'$ refers to $v$, and so the
+    recurrence that one would write by hand falls out, at the price of the products in
+    it.
+    """
+
+    def __init__(self) -> None:
+        self._equations: dict[Hashable, list[Series]] = {}
+        self._constants: dict[Hashable, Series] = {}
+
+    def interpret(
+        self, closed: jex.ClosedJaxpr, inputs: Sequence[Series], tangent: bool = False
+    ) -> list[Series]:
+        """The series of the outputs, for those of the inputs.
+
+        With `tangent`, literal zeros are zeros by structure: a JVP rule has them in
+        place of the tangents of what does not vary.
+        """
+        jaxpr = closed.jaxpr
+        env = dict(zip(jaxpr.constvars, map(self._constant, closed.consts)))
+        env.update(zip(jaxpr.invars, inputs))
+
+        def read(atom: jex.Var | jex.Literal) -> Series:
+            if isinstance(atom, jex.Literal):
+                return self._literal(atom, tangent)
+            return env[atom]
+
+        for eqn in jaxpr.eqns:
+            operation = Operation.from_equation(eqn)
+            outputs = self._equation(operation, [read(a) for a in eqn.invars], tangent)
+            env.update(zip(eqn.outvars, outputs))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _constant(self, value: Array) -> Series:
+        return self._constants.setdefault(Identity(value), constant(value))
+
+    def _literal(self, literal: jex.Literal, tangent: bool) -> Series:
+        value = np.asarray(literal.val, literal.aval.dtype)
+        vanishes = tangent and np.issubdtype(value.dtype, np.inexact) and not value.any()
+        key = describe_literal(literal), vanishes
+        if key not in self._constants:
+            self._constants[key] = zero(value) if vanishes else constant(value)
+        return self._constants[key]
+
+    def _equation(
+        self, operation: Operation, inputs: list[Series], tangent: bool
+    ) -> list[Series]:
+        if (wrapped := wrapped_jaxpr(operation)) is not None:
+            return self.interpret(wrapped, inputs, tangent)
+        if (vanishing := zero_product(operation, inputs)) is not None:
+            return [vanishing]
+        key = describe_operation(operation), tuple(map(Identity, inputs))
+        if key not in self._equations:
+            self._equations[key] = self._apply(operation, inputs)
+        return self._equations[key]
+
+    def _apply(self, operation: Operation, inputs: Sequence[Series]) -> list[Series]:
+        higher: Recurrence | None = None
+
+        def recurrence(order: int) -> Sequence[Coefficient]:
+            nonlocal higher
+            if order == 0:
+                return operation.bind(*(s.array(0) for s in inputs))
+            if higher is None:
+                rule = rules.get(operation.primitive)
+                if rule is not None:
+                    higher = rule(operation, inputs, outputs)
+                if higher is None:
+                    higher = self._by_jvp(operation, inputs, outputs)
+            return higher(order)
+
+        node = Node(inputs, recurrence, constant=all(s.constant for s in inputs))
+        outputs = [Series(node, i, aval) for i, aval in enumerate(operation.outs)]
+        return outputs
+
+    def _by_jvp(
+        self,
+        operation: Operation,
+        inputs: Sequence[Series],
+        outputs: Sequence[Series],
+    ) -> Recurrence:
+        active = [not s.constant for s in inputs]
+        tangents = [derivative(s) for s, a in zip(inputs, active) if a]
+        derivatives = iter(
+            self.interpret(
+                operation.tangent_jaxpr(active), [*inputs, *tangents], tangent=True
+            )
+        )
+        derivative_of = [next(derivatives) if s.inexact else None for s in outputs]
+
+        def recurrence(order: int) -> Sequence[Coefficient]:
+            return [
+                None if d is None else scale(d.coefficient(order - 1), 1 / order)
+                for d in derivative_of
+            ]
+
+        return recurrence

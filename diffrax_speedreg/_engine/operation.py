@@ -1,0 +1,67 @@
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+from jaxtyping import Array
+
+
+@final
+class Operation:
+    """A JAX primitive with its parameters and the shapes that it maps between."""
+
+    __slots__ = ("primitive", "params", "ins", "outs")
+
+    def __init__(
+        self,
+        primitive: jex.Primitive,
+        params: dict[str, Any],
+        ins: Sequence[Any],
+        outs: Sequence[Any],
+    ):
+        self.primitive = primitive
+        self.params = params
+        self.ins = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ins]
+        self.outs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outs]
+
+    @classmethod
+    def from_equation(cls, eqn: jex.JaxprEqn) -> "Operation":
+        ins = [atom.aval for atom in eqn.invars]
+        outs = [var.aval for var in eqn.outvars]
+        return cls(eqn.primitive, eqn.params, ins, outs)
+
+    def replace(self, **params: Any) -> "Operation":
+        return Operation(self.primitive, self.params | params, self.ins, self.outs)
+
+    def bind(self, *args: Array) -> list[Array]:
+        bind_params = self.primitive.get_bind_params(self.params)
+        # A dictionary from JAX 0.9.2, a pair before.
+        subfuns, params = (
+            ([], bind_params) if isinstance(bind_params, dict) else bind_params
+        )
+        out = self.primitive.bind(*subfuns, *args, **params)
+        return list(out) if self.primitive.multiple_results else [out]
+
+    def tangent_jaxpr(self, active: Sequence[bool]) -> jex.ClosedJaxpr:
+        """The operation's JVP rule, as the jaxpr of a function from its inputs, and
+        tangents for those that are `active`, to the tangents of its outputs of inexact
+        dtype."""
+
+        def tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+            def restricted(*active_primals: Array) -> list[Array]:
+                rest = iter(active_primals)
+                return self.bind(
+                    *(next(rest) if a else p for a, p in zip(active, primals))
+                )
+
+            active_primals = [p for a, p in zip(active, primals) if a]
+            _, out = jax.jvp(restricted, active_primals, list(tangents))
+            return [
+                t
+                for t, aval in zip(out, self.outs)
+                if jnp.issubdtype(aval.dtype, jnp.inexact)
+            ]
+
+        tangents = [aval for a, aval in zip(active, self.ins) if a]
+        return jax.make_jaxpr(tangent)(self.ins, tangents)
