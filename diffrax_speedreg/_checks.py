@@ -32,6 +32,8 @@ def as_state(y: PyTree[Any]) -> PyTree[Array]:
             )
         return jnp.asarray(leaf)
 
+    if not jtu.tree_leaves(y):
+        raise ValueError(f"The state has no arrays: got {y!r}.")
     return jtu.tree_map_with_path(check, y)
 
 
