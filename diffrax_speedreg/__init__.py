@@ -1,5 +1,12 @@
 import importlib.metadata
 
+from ._nfe import nfe as nfe
+from ._problem import (
+    final_state as final_state,
+    InitialValueProblem as InitialValueProblem,
+    solve_adaptive as solve_adaptive,
+    solve_fixed as solve_fixed,
+)
 from ._solution import (
     taylor_coefficients as taylor_coefficients,
     total_derivative as total_derivative,
@@ -15,6 +22,17 @@ from ._solver.taylor_lagrange import (
 from ._term import (
     SpeedRegularizedTerm as SpeedRegularizedTerm,
     SpeedState as SpeedState,
+)
+from ._training.alternating import (
+    AlternatingState as AlternatingState,
+    AlternatingTrainer as AlternatingTrainer,
+    check_finite as check_finite,
+    fit as fit,
+    TrainingDiverged as TrainingDiverged,
+)
+from ._training.losses import (
+    dynamics_loss as dynamics_loss,
+    midpoint_loss as midpoint_loss,
 )
 
 

@@ -46,15 +46,14 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     $\theta = 0$: the truncated Taylor method.
 
     The error estimate for adaptive steps is the defect of the polynomial at the end of
-    the step, $(h f(t_1, y_1) - \sum_k k c_k) / (p + 1)$, which is of order $h^{p + 1}$
-    and does not depend on where $\Gamma$ has been learned to lie; with constant steps it
-    is not computed. Uses the polynomial itself for dense/ts output.
+    the step, $h f(t_1, y_1) - \sum_k k c_k$, which is of order $h^{p + 1}$ whatever
+    $\Gamma$ has been learned to be; with constant steps it is not computed. Uses the polynomial itself for dense/ts output.
 
     The remainder's mean square, accumulated over the steps, is in the solver's state: use
     `diffrax.SaveAt(t1=True, solver_state=True)`.
 
-    **Cost:** a step costs about $2p - 1$ evaluations of the vector field ($p$ without a
-    midpoint), and one more if it is adaptive.
+    **Cost:** a step costs about $2p - 1$ evaluations of the vector field (2 if $p = 1$;
+    $p$ without a midpoint), and one more if it is adaptive.
 
     ??? cite "Reference"
 
@@ -99,6 +98,13 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         del terms
         return self.degree + 1
 
+    def coefficients_per_step(self, adaptive: bool) -> int:
+        """How many Taylor coefficients a step computes, with those of the error
+        estimate if steps are adaptive."""
+        at_start = self.degree if self.remainder is None else max(self.degree - 1, 1)
+        at_midpoint = 0 if self.remainder is None else self.degree
+        return at_start + at_midpoint + int(adaptive)
+
     def init(
         self,
         terms: dfx.AbstractTerm,
@@ -141,7 +147,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         y1 = _sum(coefficients)
         end_slope = _sum([(k * c**ω).ω for k, c in enumerate(coefficients)])
         slope, _ = field(t1, y1)
-        y_error = ((slope**ω - end_slope**ω) / (self.degree + 1)).ω
+        y_error = (slope**ω - end_slope**ω).ω
         stacked = jtu.tree_map(lambda *c: jnp.stack(c), *coefficients)
         state = TaylorLagrangeState(solver_state.penalty + mean_square(remainder))
         return y1, y_error, dict(coefficients=stacked), state, dfx.RESULTS.successful

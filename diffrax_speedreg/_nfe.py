@@ -1,0 +1,57 @@
+import diffrax as dfx
+from jaxtyping import Array, ArrayLike, Int
+
+from ._solver.taylor_lagrange import TaylorLagrangeSolver
+
+
+def nfe(
+    solver: dfx.AbstractSolver,
+    solution: dfx.Solution,
+    *,
+    adaptive: bool = True,
+    selects_initial_step: bool = True,
+) -> Int[ArrayLike, "..."]:
+    """The number of evaluations of the vector field in a solve, rejected steps included.
+
+    For an explicit Runge-Kutta method with the first-same-as-last property, all stages
+    but one per step, and one at the start; without it, all stages. For
+    [`diffrax_speedreg.TaylorLagrangeSolver`][], the number of Taylor coefficients
+    computed, each of which costs about one evaluation.
+
+    **Arguments:**
+
+    - `solver`: the solver: an explicit Runge-Kutta method of Diffrax's (`Tsit5`,
+        `Dopri5`, `Dopri8`, `Bosh3`, `Heun`, `Midpoint`, `Ralston`), `Euler`, or ours.
+    - `solution`: what `diffrax.diffeqsolve` returned with that solver.
+    - `adaptive`: whether steps were adaptive, for which a Taylor method evaluates an
+        error estimate.
+    - `selects_initial_step`: whether `dt0=None` was passed with adaptive steps, for which
+        Diffrax makes two evaluations.
+
+    **Returns:**
+
+    An integer, or an array of them for a solution under `jax.vmap`: there, as many as
+    each sample needs, while a batched loop goes on until the last one has finished.
+
+    **Raises:**
+
+    A `ValueError` for a solver whose evaluations are not known: implicit ones, for which
+    they depend on the iterations of a root finder.
+    """
+    if isinstance(solver, dfx.AbstractERK) and isinstance(
+        solver.tableau, dfx.ButcherTableau
+    ):
+        first = int(solver.tableau.fsal)
+        per_step = solver.tableau.num_stages - first
+    elif isinstance(solver, dfx.Euler):
+        first, per_step = 0, 1
+    elif isinstance(solver, TaylorLagrangeSolver):
+        first, per_step = 0, solver.coefficients_per_step(adaptive)
+    else:
+        raise ValueError(
+            "The number of evaluations is known for explicit Runge-Kutta methods, "
+            f"`Euler` and `TaylorLagrangeSolver`, but got {type(solver).__name__}."
+        )
+    initial = 2 if adaptive and selects_initial_step else 0
+    steps: Array = solution.stats["num_steps"]
+    return initial + first + per_step * steps

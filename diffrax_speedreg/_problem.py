@@ -1,0 +1,101 @@
+import diffrax as dfx
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, PyTree
+
+from ._checks import check_order
+from ._custom_types import Args, RealScalarLike, Y
+
+
+class InitialValueProblem(eqx.Module):
+    """A differential equation, with where it starts and how long it runs.
+
+    **Attributes:**
+
+    - `term`: a Diffrax term.
+    - `y0`: the state at `t0`.
+    - `t0`, `t1`: the times between which to solve; `t1` may be the earlier one.
+    - `args`: the arguments of the vector field.
+    """
+
+    term: dfx.AbstractTerm
+    y0: Y
+    t0: RealScalarLike = 0.0
+    t1: RealScalarLike = 1.0
+    args: Args = None
+
+
+def solve_fixed(
+    problem: InitialValueProblem, solver: dfx.AbstractSolver, num_steps: int
+) -> dfx.Solution:
+    """Solves a problem in equal steps.
+
+    Prefer this to a bare `diffrax.diffeqsolve` with a constant step size: buffers for
+    the gradient are sized by `max_steps`, whose default of 4096 makes a solve of a few
+    steps several times slower to differentiate.
+
+    **Arguments:**
+
+    - `problem`: what to solve.
+    - `solver`: any Diffrax solver that makes fixed steps.
+    - `num_steps`: how many steps, at least 1.
+
+    **Returns:**
+
+    The solution, with the final state in `ys` (whose leaves have a first axis of size
+    1), and the solver's own final state in `solver_state`.
+    """
+    check_order(num_steps, "num_steps")
+    ts = jnp.linspace(problem.t0, problem.t1, num_steps + 1)
+    return dfx.diffeqsolve(
+        problem.term,
+        solver,
+        ts[0],
+        ts[-1],
+        None,
+        problem.y0,
+        problem.args,
+        saveat=dfx.SaveAt(t1=True, solver_state=True),
+        stepsize_controller=dfx.StepTo(ts),
+        max_steps=num_steps,
+    )
+
+
+def solve_adaptive(
+    problem: InitialValueProblem,
+    solver: dfx.AbstractSolver,
+    tolerance: float,
+    max_steps: int | None = 4096,
+) -> dfx.Solution:
+    """Solves a problem with adaptive steps, the first one selected automatically.
+
+    **Arguments:**
+
+    - `problem`: what to solve.
+    - `solver`: any adaptive Diffrax solver.
+    - `tolerance`: relative and absolute, per step.
+    - `max_steps`: as for `diffrax.diffeqsolve`. For gradients, a number not far above
+        what the solve needs is fastest.
+
+    **Returns:**
+
+    The solution, with the final state in `ys` (whose leaves have a first axis of size
+    1).
+    """
+    return dfx.diffeqsolve(
+        problem.term,
+        solver,
+        problem.t0,
+        problem.t1,
+        None,
+        problem.y0,
+        problem.args,
+        stepsize_controller=dfx.PIDController(rtol=tolerance, atol=tolerance),
+        max_steps=max_steps,
+    )
+
+
+def final_state(solution: dfx.Solution) -> PyTree[Array]:
+    """The last of the states that a solution has saved."""
+    return jtu.tree_map(lambda leaf: leaf[-1], solution.ys)

@@ -1,0 +1,160 @@
+"""What the experiments share: command line, timing, tables, pictures and result files."""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+
+class Trajectory(NamedTuple):
+    times: Float[Array, " times"]
+    states: Float[Array, "times state"]
+    steps: Float[Array, " steps"]
+
+
+class Result(NamedTuple):
+    """What was measured of one method."""
+
+    method: str
+    accuracy: float
+    nfe: int
+    solve_seconds: float
+    training_seconds: float
+    nfe_by_epoch: list[int]
+    trajectory: Trajectory
+
+
+class HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Shows defaults, and keeps the description as it was written."""
+
+
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    return _number(kind, "positive", lambda value: value > 0)
+
+
+def nonnegative(kind: Callable[[str], float]) -> Callable[[str], float]:
+    return _number(kind, "nonnegative", lambda value: value >= 0)
+
+
+def _number(
+    kind: Callable[[str], float], adjective: str, holds: Callable[[float], bool]
+) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not holds(value):
+            raise argparse.ArgumentTypeError(
+                f"must be a {adjective} {kind.__name__}, but got {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def writable_folder(text: str) -> Path:
+    """Makes the folder, before anything that takes long."""
+    folder = Path(text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a folder that can be written to, but got {text!r} "
+            f"({error.strerror})"
+        ) from error
+    return folder
+
+
+def median_seconds(function: Callable[[], PyTree[Array]], repeats: int = 30) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def write(
+    name: str, results: Sequence[Result], caption: str, options: argparse.Namespace
+) -> None:
+    """Prints the table, and writes it with the picture and the figures behind it."""
+    table = f"{_table(results)}\n\n{caption}\n"
+    picture = options.output / f"{name}.png"
+    _draw(results, picture)
+    (options.output / f"{name}.md").write_text(table)
+    record = dict(
+        options={k: str(v) for k, v in vars(options).items() if k != "output"},
+        caption=caption,
+        versions=_versions(),
+        results=[{**r._asdict(), "trajectory": None} for r in results],
+    )
+    for entry in record["results"]:
+        del entry["trajectory"]
+    figures = options.output / f"{name}.json"
+    figures.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\n{table}\nPicture: {picture}\nFigures: {figures}")
+
+
+def _table(results: Sequence[Result]) -> str:
+    rows = [("method", "test accuracy", "NFE", "solve", "training")]
+    rows += [
+        (
+            result.method,
+            f"{100 * result.accuracy:.1f} %",
+            str(result.nfe),
+            f"{1e3 * result.solve_seconds:.2f} ms",
+            f"{result.training_seconds:.1f} s",
+        )
+        for result in results
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
+        for row in rows
+    )
+
+
+def _draw(results: Sequence[Result], path: Path) -> None:
+    # Imported late: it is slow to import, and `--help` does not need it.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * (1 + len(results)), 3.2), layout="constrained")
+    left, *others = figure.subplots(1, 1 + len(results))
+    for result in results:
+        epochs = np.arange(1, len(result.nfe_by_epoch) + 1)
+        left.plot(epochs, result.nfe_by_epoch, label=result.method)
+    left.set(title="Evaluations during training", xlabel="epoch", ylabel="NFE")
+    left.set_ylim(bottom=0)
+    left.legend()
+    for axes, result in zip(others, results):
+        times, states, steps = result.trajectory
+        # The entries of the state that move most.
+        moved = np.argsort(np.ptp(states, axis=0))[-8:]
+        axes.plot(times, states[:, moved], linewidth=1)
+        for step in steps[np.isfinite(steps)]:
+            axes.axvline(step, color="black", alpha=0.2, linewidth=0.8)
+        axes.set(title=f"{result.method}: NFE {result.nfe}", xlabel="time")
+        axes.sharey(others[0])
+    others[0].set_ylabel("some pixels of an image, and steps")
+    figure.savefig(path, dpi=150)
+
+
+def _versions() -> dict[str, str]:
+    packages = ["diffrax-speedreg", "jax", "diffrax", "equinox", "optax"]
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **versions}
