@@ -74,13 +74,17 @@ def solution_series(
 ) -> SolutionSeries:
     """The series in time from `t` on, with the term's vector field there as `aux`."""
     check_time_driven(term)
-    unit = term.contr(0.0, 1.0)
+    y = as_state(y)
+    # Of the lowest precision, so that no leaf of the state is promoted by it.
+    dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jtu.tree_leaves(y)]
+    dtype = min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+    unit = term.contr(jnp.zeros((), dtype), jnp.ones((), dtype))
 
     def field(t: Array, y: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
         vf = term.vf(t, y, args)
         return term.prod(vf, unit), vf
 
-    return SolutionSeries(field, t, 1.0, as_state(y))
+    return SolutionSeries(field, t, 1.0, y)
 
 
 def taylor_coefficients(

@@ -164,12 +164,14 @@ class Recorder:
         self.test = test
         self.nfe: list[int] = []
         self.seconds = 0.0
+        self._steps = 0
         self._start = time.perf_counter()
 
     def __call__(self, model: Classifier, loss: float) -> None:
         self.seconds += time.perf_counter() - self._start
+        self._steps += 1
         self.bar.update()
-        if self.bar.n % self.steps_per_epoch == 0:
+        if self._steps % self.steps_per_epoch == 0:
             self.nfe.append(int(count_evaluations(model, self.test)))
             self.bar.set_postfix(loss=f"{loss:.4f}", nfe=self.nfe[-1])
         self._start = time.perf_counter()

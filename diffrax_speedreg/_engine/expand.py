@@ -1,7 +1,8 @@
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import final
 
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -17,7 +18,7 @@ from .series import (
     Series,
     zero,
 )
-from .structure import describe_literal, describe_operation, Identity
+from .structure import describe_literal, describe_operation, Identity, refers_to_itself
 
 
 @final
@@ -42,15 +43,22 @@ class Expansion:
         self._constants: dict[Hashable, Series] = {}
 
     def interpret(
-        self, closed: jex.ClosedJaxpr, inputs: Sequence[Series], tangent: bool = False
+        self,
+        closed: jex.ClosedJaxpr,
+        inputs: Sequence[Series],
+        *,
+        tangent: bool = False,
+        known: Mapping[jex.Var, Series] = {},
     ) -> list[Series]:
         """The series of the outputs, for those of the inputs.
 
         With `tangent`, literal zeros are zeros by structure: a JVP rule has them in
-        place of the tangents of what does not vary.
+        place of the tangents of what does not vary. Variables that are `known` are not
+        computed.
         """
         jaxpr = closed.jaxpr
-        env = dict(zip(jaxpr.constvars, map(self._constant, closed.consts)))
+        env = dict(known)
+        env.update(zip(jaxpr.constvars, map(self._constant, closed.consts)))
         env.update(zip(jaxpr.invars, inputs))
 
         def read(atom: jex.Var | jex.Literal) -> Series:
@@ -59,27 +67,34 @@ class Expansion:
             return env[atom]
 
         for eqn in jaxpr.eqns:
+            if known and all(var in known for var in eqn.outvars):
+                continue
             operation = Operation.from_equation(eqn)
             outputs = self._equation(operation, [read(a) for a in eqn.invars], tangent)
             env.update(zip(eqn.outvars, outputs))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _constant(self, value: Array) -> Series:
-        return self._constants.setdefault(Identity(value), constant(value))
+    def _constant(self, value: Array | np.ndarray) -> Series:
+        key = Identity(value)
+        if key not in self._constants:
+            self._constants[key] = constant(jnp.asarray(value))
+        return self._constants[key]
 
     def _literal(self, literal: jex.Literal, tangent: bool) -> Series:
         value = np.asarray(literal.val, literal.aval.dtype)
-        vanishes = tangent and np.issubdtype(value.dtype, np.inexact) and not value.any()
+        inexact = jnp.issubdtype(value.dtype, jnp.inexact)
+        vanishes = tangent and inexact and not value.any()
         key = describe_literal(literal), vanishes
         if key not in self._constants:
-            self._constants[key] = zero(value) if vanishes else constant(value)
+            series = constant(jnp.asarray(value))
+            self._constants[key] = zero(series.aval) if vanishes else series
         return self._constants[key]
 
     def _equation(
         self, operation: Operation, inputs: list[Series], tangent: bool
     ) -> list[Series]:
         if (wrapped := wrapped_jaxpr(operation)) is not None:
-            return self.interpret(wrapped, inputs, tangent)
+            return self.interpret(wrapped, inputs, tangent=tangent)
         if (vanishing := zero_product(operation, inputs)) is not None:
             return [vanishing]
         key = describe_operation(operation), tuple(map(Identity, inputs))
@@ -113,12 +128,14 @@ class Expansion:
         outputs: Sequence[Series],
     ) -> Recurrence:
         active = [not s.constant for s in inputs]
+        jvp_jaxpr = operation.jvp_jaxpr(active)
+        own = refers_to_itself(operation, active, jvp_jaxpr)
+        known = {} if own is None else dict(zip(own.outvars, outputs))
         tangents = [derivative(s) for s, a in zip(inputs, active) if a]
-        derivatives = iter(
-            self.interpret(
-                operation.tangent_jaxpr(active), [*inputs, *tangents], tangent=True
-            )
+        results = self.interpret(
+            jvp_jaxpr, [*inputs, *tangents], tangent=True, known=known
         )
+        derivatives = iter(results[len(outputs) :])
         derivative_of = [next(derivatives) if s.inexact else None for s in outputs]
 
         def recurrence(order: int) -> Sequence[Coefficient]:

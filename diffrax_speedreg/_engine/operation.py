@@ -43,12 +43,11 @@ class Operation:
         out = self.primitive.bind(*subfuns, *args, **params)
         return list(out) if self.primitive.multiple_results else [out]
 
-    def tangent_jaxpr(self, active: Sequence[bool]) -> jex.ClosedJaxpr:
-        """The operation's JVP rule, as the jaxpr of a function from its inputs, and
-        tangents for those that are `active`, to the tangents of its outputs of inexact
-        dtype."""
+    def jvp_jaxpr(self, active: Sequence[bool]) -> jex.ClosedJaxpr:
+        """The operation's JVP rule as a jaxpr: from its inputs, and tangents for those
+        that are `active`, to its outputs, and tangents for those of inexact dtype."""
 
-        def tangent(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
+        def jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
             def restricted(*active_primals: Array) -> list[Array]:
                 rest = iter(active_primals)
                 return self.bind(
@@ -56,12 +55,9 @@ class Operation:
                 )
 
             active_primals = [p for a, p in zip(active, primals) if a]
-            _, out = jax.jvp(restricted, active_primals, list(tangents))
-            return [
-                t
-                for t, aval in zip(out, self.outs)
-                if jnp.issubdtype(aval.dtype, jnp.inexact)
-            ]
+            out, out_tangents = jax.jvp(restricted, active_primals, list(tangents))
+            inexact = [jnp.issubdtype(aval.dtype, jnp.inexact) for aval in self.outs]
+            return [*out, *(t for i, t in zip(inexact, out_tangents) if i)]
 
         tangents = [aval for a, aval in zip(active, self.ins) if a]
-        return jax.make_jaxpr(tangent)(self.ins, tangents)
+        return jax.make_jaxpr(jvp)(self.ins, tangents)

@@ -57,7 +57,7 @@ def _sum(
         elif b is not None and operation.primitive is jexp.sub_p:
             b = -b
         term = b if a is None else a
-        return [None if term is None else jnp.broadcast_to(term, output.shape)]
+        return [None if term is None else jnp.broadcast_to(term, output.aval.shape)]
 
     return recurrence
 

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
-from typing import final, Protocol, TypeAlias
+from typing import final, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -9,16 +10,6 @@ from jaxtyping import Array
 Coefficient: TypeAlias = Array | None
 # Maps an order k to the k-th coefficient of every output of an equation.
 Recurrence: TypeAlias = Callable[[int], Sequence[Coefficient]]
-
-
-class _ShapedArray(Protocol):
-    """An array, or what JAX knows of one before it exists."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> jnp.dtype: ...
 
 
 @final
@@ -70,18 +61,23 @@ class Series:
     dropped (as JAX's own symbolic zeros are).
     """
 
-    __slots__ = ("node", "index", "shape", "dtype", "zero")
+    __slots__ = ("node", "index", "aval", "zero")
 
-    def __init__(self, node: Node, index: int, like: _ShapedArray, zero: bool = False):
+    def __init__(
+        self,
+        node: Node,
+        index: int,
+        aval: jax.ShapeDtypeStruct,
+        zero: bool = False,
+    ):
         self.node = node
         self.index = index
-        self.shape = like.shape
-        self.dtype = like.dtype
+        self.aval = aval
         self.zero = zero
 
     @property
     def inexact(self) -> bool:
-        return jnp.issubdtype(self.dtype, jnp.inexact)
+        return jnp.issubdtype(self.aval.dtype, jnp.inexact)
 
     @property
     def constant(self) -> bool:
@@ -104,18 +100,18 @@ class Series:
         return self.zeros() if coefficient is None else coefficient
 
     def zeros(self) -> Array:
-        return jnp.zeros(self.shape, self.dtype)
+        return jnp.zeros(self.aval.shape, self.aval.dtype)
 
 
 def constant(value: Array) -> Series:
     r"""The series $u_0 + 0 s + 0 s^2 + \cdots$."""
-    return Series(Node((), lambda order: [value], constant=True), 0, value)
+    return Series(Node((), lambda order: [value], constant=True), 0, _aval(value))
 
 
-def zero(like: _ShapedArray) -> Series:
+def zero(aval: jax.ShapeDtypeStruct) -> Series:
     """A tangent that is zero by structure."""
     node = Node((), lambda order: [None], constant=True)
-    return Series(node, 0, like, zero=True)
+    return Series(node, 0, aval, zero=True)
 
 
 def polynomial(*coefficients: Array) -> Series:
@@ -124,7 +120,7 @@ def polynomial(*coefficients: Array) -> Series:
     def recurrence(order: int) -> list[Coefficient]:
         return [coefficients[order] if order < len(coefficients) else None]
 
-    return Series(Node((), recurrence, constant=False), 0, coefficients[0])
+    return Series(Node((), recurrence, constant=False), 0, _aval(coefficients[0]))
 
 
 def derivative(series: Series) -> Series:
@@ -133,7 +129,7 @@ def derivative(series: Series) -> Series:
     def recurrence(order: int) -> list[Coefficient]:
         return [scale(series.coefficient(order + 1), order + 1)]
 
-    return Series(Node((), recurrence, constant=False), 0, series)
+    return Series(Node((), recurrence, constant=False), 0, series.aval)
 
 
 @final
@@ -154,13 +150,18 @@ class Integral:
             assert self._derivative is not None
             return [scale(self._derivative.coefficient(order - 1), 1 / order)]
 
-        self.series = Series(Node((), recurrence, constant=False), 0, initial)
+        node = Node((), recurrence, constant=False)
+        self.series = Series(node, 0, _aval(initial))
 
     def close(self, derivative: Series) -> None:
         self._derivative = derivative
 
 
-def scale(coefficient: Coefficient, factor: float) -> Coefficient:
+def scale(coefficient: Coefficient, factor: int | float) -> Coefficient:
     if coefficient is None or factor == 1:
         return coefficient
     return coefficient * factor
+
+
+def _aval(array: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)

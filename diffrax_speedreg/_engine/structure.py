@@ -5,12 +5,11 @@ description may tell equal computations apart (which costs time); it must never 
 different ones.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, final
 
 import jax.extend.core as jex
 import jax.extend.core.primitives as jexp
-import jax.numpy as jnp
 import numpy as np
 
 from .operation import Operation
@@ -32,22 +31,44 @@ class Identity:
         return id(self.value)
 
 
-def describe_operation(operation: Operation, depth: int = 1) -> Hashable:
+def describe_operation(operation: Operation, rules: bool = True) -> Hashable:
     """A description of a primitive with its parameters.
 
-    A `custom_jvp` function carries its rule as an opaque callable that is new in every
-    trace. It is known by what it computes instead: by its own jaxpr and that of its
-    tangent, within which other such functions are known by their own jaxpr alone
-    (`depth` of 0), for the recursion has to end.
+    Among these a `custom_jvp` function has its rule, as an opaque callable that is new
+    in every trace. Without `rules` it is known by what it computes alone.
     """
     params = dict(operation.params)
-    if operation.primitive is jexp.custom_jvp_call_p:
+    if operation.primitive is jexp.custom_jvp_call_p and not rules:
         del params["jvp_jaxpr_fun"]
-        if depth > 0:
-            active = [jnp.issubdtype(a.dtype, np.inexact) for a in operation.ins]
-            params["tangent"] = operation.tangent_jaxpr(active)
-        depth = 0
-    return operation.primitive, _describe(params, depth)
+    return operation.primitive, _describe(params, rules)
+
+
+def refers_to_itself(
+    operation: Operation, active: Sequence[bool], jvp_jaxpr: jex.ClosedJaxpr
+) -> jex.JaxprEqn | None:
+    """The equation within a `custom_jvp` function's rule that calls the function itself,
+    for the rule's own primal outputs.
+
+    This is how most rules get hold of the function's value. The opaque callables can't
+    be compared; but both functions are called with the same inputs, compute the same
+    there, and have tangents that compute the same.
+    """
+    if operation.primitive is not jexp.custom_jvp_call_p:
+        return None
+    jaxpr = jvp_jaxpr.jaxpr
+    arguments = jaxpr.invars[: len(operation.ins)]
+    results = jaxpr.outvars[: len(operation.outs)]
+    for eqn in jaxpr.eqns:
+        if list(eqn.invars) == arguments and list(eqn.outvars) == results:
+            called = Operation.from_equation(eqn)
+            same_function = describe_operation(
+                called, rules=False
+            ) == describe_operation(operation, rules=False)
+            if same_function and _describe(
+                called.jvp_jaxpr(active), rules=False
+            ) == _describe(jvp_jaxpr, rules=False):
+                return eqn
+    return None
 
 
 def describe_literal(literal: jex.Literal) -> Hashable:
@@ -55,16 +76,16 @@ def describe_literal(literal: jex.Literal) -> Hashable:
     return literal.aval.dtype, value.shape, value.tobytes()
 
 
-def _describe(value: Any, depth: int) -> Hashable:
+def _describe(value: Any, rules: bool) -> Hashable:
     if isinstance(value, jex.ClosedJaxpr):
         consts = tuple(Identity(c) for c in value.consts)
-        return _describe_jaxpr(value.jaxpr, depth), consts
+        return _describe_jaxpr(value.jaxpr, rules), consts
     elif isinstance(value, jex.Jaxpr):
-        return _describe_jaxpr(value, depth)
+        return _describe_jaxpr(value, rules)
     elif isinstance(value, dict):
-        return tuple((k, _describe(v, depth)) for k, v in sorted(value.items()))
+        return tuple((k, _describe(v, rules)) for k, v in sorted(value.items()))
     elif isinstance(value, tuple | list):
-        return type(value), tuple(_describe(v, depth) for v in value)
+        return type(value), tuple(_describe(v, rules) for v in value)
     try:
         hash(value)
     except TypeError:
@@ -73,7 +94,7 @@ def _describe(value: Any, depth: int) -> Hashable:
     return type(value), value
 
 
-def _describe_jaxpr(jaxpr: jex.Jaxpr, depth: int) -> Hashable:
+def _describe_jaxpr(jaxpr: jex.Jaxpr, rules: bool) -> Hashable:
     numbers: dict[jex.Var, int] = {}
 
     def number(var: jex.Var) -> Hashable:
@@ -88,7 +109,7 @@ def _describe_jaxpr(jaxpr: jex.Jaxpr, depth: int) -> Hashable:
     inputs = tuple(number(var) for var in [*jaxpr.constvars, *jaxpr.invars])
     equations = tuple(
         (
-            describe_operation(Operation.from_equation(eqn), depth),
+            describe_operation(Operation.from_equation(eqn), rules),
             tuple(read(atom) for atom in eqn.invars),
             tuple(number(var) for var in eqn.outvars),
         )

@@ -134,7 +134,9 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         # the field. An expansion of `terms.vf` along `(1, f)` would be of order 1 for a
         # solve that runs backwards, in which `terms` runs in negative time.
         def field(t: Array, y: PyTree[Array]) -> tuple[PyTree[Array], None]:
-            return terms.vf_prod(t, y, args, control), None
+            dy = terms.vf_prod(t, y, args, control)
+            # Where time has a higher precision than the state.
+            return jtu.tree_map(lambda a, b: a.astype(b.dtype), dy, y), None
 
         series = SolutionSeries(field, t0, t1 - t0, y0)
         if self.remainder is None:

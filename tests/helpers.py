@@ -1,0 +1,76 @@
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, ArrayLike, PyTree
+
+
+def tree_allclose(x: PyTree[Any], y: PyTree[Any], *, rtol: float, atol: float) -> bool:
+    """Structure, shapes and dtypes must match too."""
+    return bool(eqx.tree_equal(x, y, typematch=True, rtol=rtol, atol=atol))
+
+
+def tolerance(dtype: Any, factor: float = 1e4) -> dict[str, float]:
+    """A multiple of the dtype's precision: the same tests then serve all dtypes."""
+    eps = factor * float(jnp.finfo(dtype).eps)
+    return dict(rtol=eps, atol=eps)
+
+
+def nested_coefficients(
+    field: Callable[[Array, PyTree[Array]], PyTree[Array]],
+    t: ArrayLike,
+    y: PyTree[Array],
+    order: int,
+) -> PyTree[Array]:
+    """Taylor coefficients the slow way, by nested `jax.jvp`, one inside the other."""
+
+    def differentiate(function: Callable) -> Callable:
+        def derivative(t: Array, y: PyTree[Array]) -> PyTree[Array]:
+            tangents = (jnp.ones_like(t), field(t, y))
+            return jax.jvp(function, (t, y), tangents)[1]
+
+        return derivative
+
+    function, factorial, coefficients = lambda t, y: y, 1, []
+    t = jnp.asarray(t)
+    for k in range(order + 1):
+        factorial *= max(k, 1)
+        value = function(t, y)
+        coefficients.append(jtu.tree_map(lambda leaf: leaf / factorial, value))
+        function = differentiate(function)
+    return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *coefficients)
+
+
+def finite_difference(
+    function: Callable[[Array], Array], x: Array, direction: Array, step: float = 1e-5
+) -> Array:
+    """A directional derivative by central differences of fourth order."""
+
+    def difference(h: float) -> Array:
+        return (function(x + h * direction) - function(x - h * direction)) / (2 * h)
+
+    return (4 * difference(step) - difference(2 * step)) / 3
+
+
+def count_primitive(jaxpr: Any, name: str) -> int:
+    """How often a primitive occurs in a jaxpr, and in those inside it."""
+    inner = [
+        leaf
+        for eqn in jaxpr.eqns
+        for leaf in jtu.tree_leaves(
+            eqn.params, is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr)
+        )
+        if isinstance(leaf, jax.extend.core.ClosedJaxpr)
+    ]
+    here = sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
+    return here + sum(count_primitive(closed.jaxpr, name) for closed in inner)
+
+
+def convergence_orders(errors: list[float]) -> np.ndarray:
+    """Observed orders, for errors of solves that halve the step each time."""
+    logs = np.log2(np.asarray(errors))
+    return logs[:-1] - logs[1:]

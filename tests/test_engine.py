@@ -1,0 +1,230 @@
+"""The engine against nested `jax.jvp`, on functions of all kinds."""
+
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+from jax import lax
+
+from .helpers import count_primitive, nested_coefficients, tolerance, tree_allclose
+
+
+_matrix = 0.5 * jr.normal(jr.key(1), (4, 4))
+_filter = 0.3 * jr.normal(jr.key(2), (1, 1, 3))
+
+
+def _mix(t, y):
+    """Something that depends on time and mixes the state."""
+    return _matrix @ y + t
+
+
+def _convolve(x):
+    return lax.conv_general_dilated(x[None, None], _filter, (1,), "SAME")[0, 0]
+
+
+_activations = """
+    celu elu gelu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid log_softmax mish
+    relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid
+    squareplus standardize tanh
+""".split()
+
+_functions = dict(
+    abs=jnp.abs,
+    acos=lambda x: jnp.arccos(0.3 * jnp.sin(x)),
+    asinh=jnp.arcsinh,
+    atan2=lambda x: jnp.arctan2(x, 1 + x**2),
+    cbrt=lambda x: jnp.cbrt(1 + x**2),
+    cholesky=lambda x: jnp.linalg.cholesky(jnp.diag(x**2 + 2) + 0.1).sum(axis=0),
+    clip=lambda x: jnp.clip(x, -0.5, 0.5),
+    concatenate=lambda x: jnp.concatenate([jnp.sin(x[:2]), x[2:] ** 2]),
+    constant_denominator=lambda x: x / 3.0,
+    convolution=_convolve,
+    convolution_by_state=lambda x: jnp.convolve(jnp.sin(x), x, mode="same"),
+    cumprod=lambda x: jnp.cumprod(jnp.sin(x)),
+    cumsum=lambda x: jnp.cumsum(x * x),
+    determinant=lambda x: x * jnp.linalg.det(jnp.diag(x) + 0.2),
+    divergence=lambda x: x * jnp.trace(jax.jacfwd(lambda z: jnp.tanh(_matrix @ z))(x)),
+    dynamic_slice=lambda x: lax.dynamic_slice(
+        jnp.concatenate([x, jnp.sin(x)]), (jnp.argmax(x),), (4,)
+    ),
+    eigh=lambda x: jnp.linalg.eigh(jnp.diag(x) + _matrix + _matrix.T)[0],
+    erf=jax.scipy.special.erf,
+    exp2=jnp.exp2,
+    expm1=jnp.expm1,
+    fft=lambda x: jnp.fft.irfft(jnp.fft.rfft(jnp.sin(x)) ** 2, 4),
+    floor=lambda x: jnp.floor(x) + jnp.sin(x),
+    gather=lambda x: jnp.sin(x)[jnp.array([3, 1, 0, 0])],
+    gather_fill=lambda x: jnp.sin(x).at[jnp.array([3, 9, 0, 7])].get(
+        mode="fill", fill_value=2.0
+    ),
+    gradient=jax.grad(lambda x: jnp.sum(jnp.cos(_matrix @ x) ** 2)),
+    integer_power=lambda x: x**3 + (x + 9) ** -2,
+    layer_norm=eqx.nn.LayerNorm(4),
+    lgamma=lambda x: jax.scipy.special.gammaln(x + 9),
+    log=lambda x: jnp.log(1 + x**2),
+    log1p=lambda x: jnp.log1p(x**2),
+    logsumexp=lambda x: x * jax.nn.logsumexp(x),
+    matrix_of_state=lambda x: jnp.outer(x, jnp.sin(x)) @ x,
+    maximum=lambda x: jnp.maximum(x, jnp.cos(x)),
+    norm=lambda x: x / jnp.linalg.norm(x),
+    pad=lambda x: jnp.pad(jnp.sin(x), 2, constant_values=3.0)[1:5],
+    power=lambda x: (1 + x**2) ** 0.7,
+    reduce_max=lambda x: x * jnp.max(x),
+    reduce_prod=lambda x: x * jnp.prod(x),
+    remainder=lambda x: jnp.mod(x, 0.7),
+    rsqrt=lambda x: lax.rsqrt(1 + x**2),
+    scatter_add=lambda x: x.at[jnp.array([0, 0])].add(jnp.sin(x[:2])),
+    scatter_set=lambda x: x.at[jnp.array([2, 0])].set(jnp.sin(x[:2])),
+    sin_cos=lambda x: jnp.sin(x) * jnp.cos(x),
+    solve=lambda x: jnp.linalg.solve(_matrix + jnp.diag(jnp.sin(x)) + 3 * jnp.eye(4), x),
+    sort=lambda x: jnp.sort(jnp.sin(x)),
+    sqrt=lambda x: jnp.sqrt(1 + x**2),
+    stop_gradient=lambda x: x * lax.stop_gradient(jnp.sin(x)),
+    tan=lambda x: jnp.tan(0.5 * x),
+    vmap=lambda x: jax.vmap(lambda z: jnp.tanh(z) * z)(x),
+    where=lambda x: jnp.where(x > 0, jnp.exp(x), x**3),
+)
+
+_control_flow = dict(
+    checkpoint=lambda t, y: jax.checkpoint(jnp.sin)(_mix(t, y)),
+    cond=lambda t, y: lax.cond(y[0] > 0, jnp.sin, jnp.exp, _mix(t, y)),
+    fori_loop=lambda t, y: lax.fori_loop(0, 3, lambda i, c: jnp.tanh(_mix(t, c)), y),
+    jit=lambda t, y: jax.jit(lambda x: jnp.sin(x))(_mix(t, y)),
+    map=lambda t, y: lax.map(lambda x: jnp.sin(x) * t, y),
+    scan=lambda t, y: lax.scan(
+        lambda c, x: (jnp.tanh(_mix(t, c) * x), None), y, jnp.sin(y[:3])
+    )[0],
+    switch=lambda t, y: lax.switch(
+        jnp.argmax(y), [jnp.sin, jnp.cos, jnp.tanh, jnp.exp], _mix(t, y)
+    ),
+    while_loop=lambda t, y: lax.while_loop(
+        lambda c: jnp.sum(c) < 4, lambda c: c + jnp.exp(jnp.sin(_mix(t, c))), y
+    ),
+)
+
+
+def _check(field, y, order=5, t=0.3):
+    term = dfx.ODETerm(lambda t, y, args: field(t, y))
+    coefficients = jax.jit(
+        lambda y: dsr.taylor_coefficients(term, t, y, order=order)
+    )(y)
+    expected = nested_coefficients(field, t, y, order)
+    assert tree_allclose(coefficients, expected, **tolerance(y.dtype))
+
+
+
+
+@pytest.mark.parametrize("name", _activations)
+def test_activation(name):
+    function = getattr(jax.nn, name)
+    _check(lambda t, y: function(_mix(t, y)), jr.normal(jr.key(0), (4,)))
+
+
+@pytest.mark.parametrize("name", _functions)
+def test_function(name):
+    function = _functions[name]
+    _check(lambda t, y: function(_mix(t, y)), jr.normal(jr.key(0), (4,)), order=4)
+
+
+@pytest.mark.parametrize("name", _control_flow)
+def test_control_flow(name):
+    _check(_control_flow[name], jr.normal(jr.key(0), (4,)))
+
+
+@pytest.mark.parametrize("name", ("softplus", "log_sigmoid", "mish", "relu", "silu"))
+def test_at_zero(name):
+    """Where the derivative is only right by the function's own JVP rule."""
+    function = getattr(jax.nn, name)
+    _check(lambda t, y: function(y) + jnp.array([1.0, -1.0]), jnp.zeros(2))
+
+
+def test_float32_under_x64():
+    mlp = eqx.nn.MLP(4, 4, 8, 2, jax.nn.softplus, dtype=jnp.float32, key=jr.key(0))
+    y = jr.normal(jr.key(1), (4,), jnp.float32)
+    term = dfx.ODETerm(lambda t, y, args: mlp(y))
+    coefficients = dsr.taylor_coefficients(term, 0.0, y, order=3)
+    expected = nested_coefficients(lambda t, y: mlp(y), 0.0, y, 3)
+    assert tree_allclose(coefficients, expected, **tolerance(jnp.float32, 1e2))
+
+
+def test_complex():
+    def field(t, y):
+        return jnp.exp(1j * y) * y + jnp.conj(y)
+
+    _check(field, jnp.array([0.3 + 0.1j, -0.2 + 0.5j]))
+
+
+@pytest.mark.parametrize("activation", (jnp.tanh, jax.nn.sigmoid, jax.nn.softplus))
+def test_one_matrix_product_per_layer_and_order(activation):
+    depth, order = 3, 4
+    mlp = eqx.nn.MLP(5, 5, 7, depth, activation, key=jr.key(0))
+    term = dfx.ODETerm(lambda t, y, args: mlp(y))
+    jaxpr = jax.make_jaxpr(lambda y: dsr.total_derivative(term, 0.0, y, order=order))
+    count = count_primitive(jaxpr(jnp.ones(5)).jaxpr, "dot_general")
+    assert count == order * (depth + 1)
+
+
+def test_equal_functions_with_different_rules():
+    """`custom_jvp` functions that compute the same, but have other derivatives."""
+
+    def make(slope):
+        function = jax.custom_jvp(lambda x: x)
+        function.defjvp(lambda primals, tangents: (primals[0], slope * tangents[0]))
+        return function
+
+    first, second = make(2.0), make(5.0)
+    _check(lambda t, y: first(y) + second(y), jnp.array([1.0, 2.0]), order=3)
+
+
+def test_rule_that_closes_over_its_function():
+    """`custom_jvp` functions whose rules differ only in another such function."""
+
+    def make(slope):
+        inner = jax.custom_jvp(jnp.sin)
+        inner.defjvp(lambda primals, tangents: (jnp.sin(*primals), slope * tangents[0]))
+        outer = jax.custom_jvp(jnp.cos)
+        outer.defjvp(
+            lambda primals, tangents: (jnp.cos(*primals), inner(*primals) * tangents[0])
+        )
+        return outer
+
+    first, second = make(2.0), make(5.0)
+    _check(lambda t, y: first(y) + second(y), jnp.array([1.0, 2.0]), order=3)
+
+
+def test_custom_vjp_is_expanded():
+    @jax.custom_vjp
+    def sine(x):
+        return jnp.sin(x)
+
+    sine.defvjp(lambda x: (sine(x), x), lambda x, g: (g * jnp.cos(x),))
+    term = dfx.ODETerm(lambda t, y, args: sine(y))
+    y = jnp.array([0.4, 1.0])
+    coefficients = dsr.taylor_coefficients(term, 0.0, y, order=4)
+    expected = nested_coefficients(lambda t, y: jnp.sin(y), 0.0, y, 4)
+    assert tree_allclose(coefficients, expected, **tolerance(y.dtype))
+
+
+def test_deep_field():
+    """Deeper than Python's stack."""
+
+    def field(t, y):
+        for _ in range(2000):
+            y = 0.999 * y + 1e-4 * jnp.sin(y)
+        return y
+
+    term = dfx.ODETerm(lambda t, y, args: field(t, y))
+    y = jnp.array([0.5])
+    coefficients = dsr.taylor_coefficients(term, 0.0, y, order=2)
+    expected = nested_coefficients(field, jnp.array(0.0), y, 2)
+    assert tree_allclose(coefficients, expected, **tolerance(y.dtype))
+
+
+def test_random_numbers_are_constants():
+    def field(t, y):
+        return y * jr.normal(jr.key(3), y.shape)
+
+    _check(field, jnp.array([1.0, 2.0]))
