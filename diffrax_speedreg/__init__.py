@@ -26,8 +26,11 @@ from ._term import (
 from ._training.alternating import (
     AlternatingState as AlternatingState,
     AlternatingTrainer as AlternatingTrainer,
-    check_finite as check_finite,
     fit as fit,
+)
+from ._training.divergence import (
+    check_finite as check_finite,
+    solving as solving,
     TrainingDiverged as TrainingDiverged,
 )
 from ._training.losses import (

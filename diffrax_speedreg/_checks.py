@@ -23,11 +23,13 @@ def as_state(y: PyTree[Any]) -> PyTree[Array]:
     """Checks that all leaves are arrays of real or complex numbers."""
 
     def check(path: Any, leaf: Any) -> Array:
-        numeric = isinstance(leaf, jax.Array | np.ndarray | np.generic | float | complex)
+        numeric = isinstance(
+            leaf, jax.Array | np.ndarray | np.generic | float | complex
+        )
         if not numeric or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
                 "The state must consist of floating-point (or complex) arrays, but "
-                f"`y{jtu.keystr(path)}` is {eqx.tree_pformat(leaf)}. Convert it, for example "
+                f"`y{jtu.keystr(path)}` is {_short(leaf)}. Convert it, for example "
                 "by `y.astype(float)`; pass what does not evolve through `args`."
             )
         return jnp.asarray(leaf)
@@ -50,8 +52,8 @@ def check_derivative(derivative: PyTree[Any], y: PyTree[Array]) -> None:
         if dy.shape != leaf.shape or dy.dtype != leaf.dtype:
             raise ValueError(
                 "The vector field must return arrays of the shapes and dtypes of the "
-                f"state. At `y{jtu.keystr(path)}` it returned {eqx.tree_pformat(dy)}, but the "
-                f"state is {eqx.tree_pformat(leaf)}."
+                f"state. At `y{jtu.keystr(path)}` it returned {_short(dy)}, but the "
+                f"state is {_short(leaf)}."
             )
 
     jtu.tree_map_with_path(check, derivative, y)
@@ -78,3 +80,7 @@ def check_time_driven(term: Any) -> None:
             "differential equations have no Taylor series; for a differentiable "
             "control use `diffrax.ControlTerm(...).to_ode()`."
         )
+
+
+def _short(leaf: Any) -> str:
+    return eqx.tree_pformat(leaf, struct_as_array=True)

@@ -5,11 +5,7 @@ from ._solver.taylor_lagrange import TaylorLagrangeSolver
 
 
 def nfe(
-    solver: dfx.AbstractSolver,
-    solution: dfx.Solution,
-    *,
-    adaptive: bool = True,
-    selects_initial_step: bool = True,
+    solver: dfx.AbstractSolver, solution: dfx.Solution, *, adaptive: bool = True
 ) -> Int[ArrayLike, "..."]:
     """The number of evaluations of the vector field in a solve, rejected steps included.
 
@@ -25,8 +21,6 @@ def nfe(
     - `solution`: what `diffrax.diffeqsolve` returned with that solver.
     - `adaptive`: whether steps were adaptive, for which a Taylor method evaluates an
         error estimate.
-    - `selects_initial_step`: whether `dt0=None` was passed with adaptive steps, for which
-        Diffrax makes two evaluations.
 
     **Returns:**
 
@@ -52,6 +46,7 @@ def nfe(
             "The number of evaluations is known for explicit Runge-Kutta methods, "
             f"`Euler` and `TaylorLagrangeSolver`, but got {type(solver).__name__}."
         )
-    initial = 2 if adaptive and selects_initial_step else 0
+    # There are none for the first step's size: as Diffrax wraps the term, its selection
+    # for ODEs does not apply, and `dt0=None` stands for 0.01.
     steps: Array = solution.stats["num_steps"]
-    return initial + first + per_step * steps
+    return first + per_step * steps

@@ -1,11 +1,13 @@
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, PyTree
 
 from ._checks import check_order
 from ._custom_types import Args, RealScalarLike, Y
+from ._misc import real_dtype
 
 
 class InitialValueProblem(eqx.Module):
@@ -47,12 +49,13 @@ def solve_fixed(
     1), and the solver's own final state in `solver_state`.
     """
     check_order(num_steps, "num_steps")
-    ts = jnp.linspace(problem.t0, problem.t1, num_steps + 1)
+    t0, t1 = _times(problem)
+    ts = jnp.linspace(t0, t1, num_steps + 1)
     return dfx.diffeqsolve(
         problem.term,
         solver,
-        ts[0],
-        ts[-1],
+        t0,
+        t1,
         None,
         problem.y0,
         problem.args,
@@ -83,11 +86,12 @@ def solve_adaptive(
     The solution, with the final state in `ys` (whose leaves have a first axis of size
     1).
     """
+    t0, t1 = _times(problem)
     return dfx.diffeqsolve(
         problem.term,
         solver,
-        problem.t0,
-        problem.t1,
+        t0,
+        t1,
         None,
         problem.y0,
         problem.args,
@@ -99,3 +103,10 @@ def solve_adaptive(
 def final_state(solution: dfx.Solution) -> PyTree[Array]:
     """The last of the states that a solution has saved."""
     return jtu.tree_map(lambda leaf: leaf[-1], solution.ys)
+
+
+def _times(problem: InitialValueProblem) -> tuple[Array, Array]:
+    # Diffrax promotes the state to the dtype of time. Python's numbers are no reason to.
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(problem.y0))
+    return jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype)

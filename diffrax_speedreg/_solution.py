@@ -154,4 +154,4 @@ def total_derivative(
     """
     check_order(order)
     coefficient = solution_series(term, t, y, args).coefficient(order)
-    return (coefficient**ω * math.factorial(order)).ω
+    return (coefficient**ω * float(math.factorial(order))).ω

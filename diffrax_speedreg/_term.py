@@ -4,6 +4,7 @@ from typing import Generic, TypeVar
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import optimistix as optx
 from equinox.internal import ω
 from jaxtyping import Array, Inexact, PyTree, Shaped
@@ -105,7 +106,10 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         The state with a regularizer of zero.
         """
         y0 = as_state(y0)
-        return SpeedState(y0, jnp.zeros((), real_dtype(y0)))
+        # Complex if the state is: Diffrax's Runge-Kutta methods mix its leaves.
+        complex_ = [x.dtype for x in jtu.tree_leaves(y0) if jnp.iscomplexobj(x)]
+        dtype = complex_[0] if complex_ else real_dtype(y0)
+        return SpeedState(y0, jnp.zeros((), dtype))
 
     def split(self, ys: SpeedState) -> tuple[PyTree[Array], Inexact[Array, "..."]]:
         """Takes augmented states apart.
@@ -120,7 +124,7 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         the units of the squared state divided by those of time to the power
         `2 * order - 1`.
         """
-        return ys.y, jnp.abs(ys.signed_speed)
+        return ys.y, jnp.abs(jnp.real(ys.signed_speed))
 
     @staticmethod
     def norm(state: SpeedState | PyTree[Array]) -> Array:
@@ -141,9 +145,10 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
 
     def vf(self, t: RealScalarLike, y: SpeedState, args: Args) -> _SpeedVF:
         series = solution_series(self.term, t, y.y, args)
-        derivative = series.coefficient(self.order)
-        square = (math.factorial(self.order) ** 2) * mean_square(derivative)
-        return _SpeedVF(series.aux, square)
+        factorial = float(math.factorial(self.order))
+        derivative = (series.coefficient(self.order) ** ω * factorial).ω
+        square = mean_square(derivative)
+        return _SpeedVF(series.aux, square.astype(y.signed_speed.dtype))
 
     def contr(self, t0: RealScalarLike, t1: RealScalarLike, **kwargs) -> _SpeedControl:
         return _SpeedControl(self.term.contr(t0, t1, **kwargs), t1 - t0)

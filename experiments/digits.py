@@ -34,7 +34,6 @@ MAX_STEPS = 64
 TAYLOR_STEPS = 2
 MIDPOINT_EVERY = 10
 BATCH_SIZE = 128
-LEARNING_RATE = 3e-3
 PIXELS, CLASSES, WIDTH = 64, 10, 100
 
 
@@ -112,9 +111,10 @@ def train_adaptively(
     loss: Callable[[Classifier, Batch], Float[Array, ""]],
     model: Classifier,
     batches: Iterator[Batch],
+    learning_rate: float,
     record: "Recorder",
 ) -> Classifier:
-    optimizer = optax.adam(LEARNING_RATE)
+    optimizer = optax.adam(learning_rate)
 
     @eqx.filter_jit
     def step(model, state, batch):
@@ -124,7 +124,8 @@ def train_adaptively(
 
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
     for number, batch in enumerate(batches, start=1):
-        model, state, value = step(model, state, batch)
+        with dsr.solving(number):
+            model, state, value = step(model, state, batch)
         dsr.check_finite(value, number)
         record(model, float(value))
     return model
@@ -134,13 +135,14 @@ def train_alternating(
     model: Classifier,
     solver: dsr.TaylorLagrangeSolver,
     batches: Iterator[Batch],
+    learning_rate: float,
     record: "Recorder",
 ) -> tuple[Classifier, dsr.TaylorLagrangeSolver]:
     trainer = dsr.AlternatingTrainer(
         problem=problem,
         loss=cross_entropy,
         num_steps=TAYLOR_STEPS,
-        model_optimizer=optax.adam(LEARNING_RATE),
+        model_optimizer=optax.adam(learning_rate),
         solver_optimizer=optax.adam(1e-3),
         penalty=1.0,
     )
@@ -251,13 +253,14 @@ def run(options: argparse.Namespace) -> list[report.Result]:
     per_epoch = len(train.labels) // BATCH_SIZE
     model_key, midpoint_key = jr.split(jr.key(options.seed))
     model = Classifier(model_key)
+    rate = options.learning_rate
 
     def start(method: str) -> tuple[Iterator[Batch], Recorder]:
         batches = batches_of(train, options.epochs, options.seed)
         return batches, Recorder(method, options.epochs * per_epoch, per_epoch, test)
 
     batches, record = start("plain")
-    plain = train_adaptively(plain_loss, model, batches, record)
+    plain = train_adaptively(plain_loss, model, batches, rate, record)
     results = [evaluate("plain", plain, solve, record)]
 
     method = f"speed R_{options.order}"
@@ -265,14 +268,14 @@ def run(options: argparse.Namespace) -> list[report.Result]:
     loss = functools.partial(
         speed_loss, order=options.order, weight=options.regularization
     )
-    fast = train_adaptively(loss, model, batches, record)
+    fast = train_adaptively(loss, model, batches, rate, record)
     results.append(evaluate(method, fast, solve, record))
 
     method = f"Taylor-Lagrange {options.solver_order}"
     batches, record = start(method)
     midpoint = dsr.MidpointMLP(PIXELS, key=midpoint_key)
     solver = dsr.TaylorLagrangeSolver(options.solver_order, midpoint)
-    taylor, solver = train_alternating(model, solver, batches, record)
+    taylor, solver = train_alternating(model, solver, batches, rate, record)
 
     def solve_taylor(model: Classifier, batch: Batch) -> dfx.Solution:
         return dsr.solve_fixed(problem(model, batch), solver, TAYLOR_STEPS)
@@ -291,11 +294,12 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--seed", type=report.nonnegative(int), default=0, help="decides everything")
     add("--epochs", type=report.positive(int), default=60, help="passes over the data")
+    add("--learning-rate", type=report.positive(float), default=3e-3, help="Adam's")
     add("--order", type=report.positive(int), default=3, help="K of the speed R_K")
     add(
         "--lambda",
         type=report.nonnegative(float),
-        default=1e-2,
+        default=0.1,
         dest="regularization",
         metavar="LAMBDA",
         help="weight of the speed in the loss",

@@ -1,5 +1,6 @@
 import jax
 import jax.random as jr
+import jaxtyping
 import pytest
 
 
@@ -11,3 +12,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def key():
     return jr.key(0)
+
+
+@pytest.fixture
+def without_type_checks():
+    """As users have it: what is wrong meets the library's own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

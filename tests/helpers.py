@@ -35,14 +35,16 @@ def nested_coefficients(
 
         return derivative
 
-    function, factorial, coefficients = lambda t, y: y, 1, []
-    t = jnp.asarray(t)
-    for k in range(order + 1):
-        factorial *= max(k, 1)
-        value = function(t, y)
-        coefficients.append(jtu.tree_map(lambda leaf: leaf / factorial, value))
-        function = differentiate(function)
-    return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *coefficients)
+    @jax.jit
+    def coefficients(t: Array, y: PyTree[Array]) -> list[PyTree[Array]]:
+        function, factorial, result = lambda t, y: y, 1, []
+        for k in range(order + 1):
+            factorial *= max(k, 1)
+            result.append(jtu.tree_map(lambda x: x / factorial, function(t, y)))
+            function = differentiate(function)
+        return result
+
+    return jtu.tree_map(lambda *xs: jnp.stack(xs), *coefficients(jnp.asarray(t), y))
 
 
 def finite_difference(

@@ -75,7 +75,9 @@ class MidpointMLP(AbstractMidpoint):
             state_size + 2, state_size, width, depth, activation=activation, key=key
         )
         self.mlp = eqx.tree_at(
-            lambda m: (m.layers[-1].weight, m.layers[-1].bias), mlp, replace_fn=jnp.zeros_like
+            lambda m: (m.layers[-1].weight, m.layers[-1].bias),
+            mlp,
+            replace_fn=jnp.zeros_like,
         )
 
     def __call__(

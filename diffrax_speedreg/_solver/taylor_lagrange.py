@@ -70,7 +70,9 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     # `diffeqsolve` wraps the term after checking this, so that a solver never sees the
     # class that the user passed.
     term_structure: ClassVar = dfx.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., TaylorInterpolation]] = TaylorInterpolation
+    interpolation_cls: ClassVar[Callable[..., TaylorInterpolation]] = (
+        TaylorInterpolation
+    )
 
     def __init__(self, order: int = 2, remainder: AbstractMidpoint | None = None):
         """**Arguments:**

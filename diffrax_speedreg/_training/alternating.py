@@ -3,6 +3,7 @@ from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Inexact, Int, PyTree
@@ -10,11 +11,8 @@ from jaxtyping import Array, Inexact, Int, PyTree
 from .._checks import check_order
 from .._problem import final_state, InitialValueProblem, solve_adaptive
 from .._solver.taylor_lagrange import TaylorLagrangeSolver
+from .divergence import check_finite, solving
 from .losses import dynamics_loss, midpoint_loss
-
-
-class TrainingDiverged(RuntimeError):
-    """Raised when a loss is no longer finite; says at which step."""
 
 
 class AlternatingState(eqx.Module):
@@ -202,38 +200,20 @@ def fit(
 
     **Raises:**
 
-    A [`diffrax_speedreg.TrainingDiverged`][] if a loss is not finite.
+    A [`diffrax_speedreg.TrainingDiverged`][] if a loss is not finite, or an equation
+    can't be solved.
     """
     check_order(midpoint_every, "midpoint_every")
-    for batch in batches:
-        state, loss = trainer.dynamics_step(state, batch)
-        step = int(state.step)
-        check_finite(loss, step)
-        if state.solver.remainder is not None and step % midpoint_every == 0:
-            state, error = trainer.midpoint_step(state, batch)
-            check_finite(error, step, "error of the midpoint")
+    for step, batch in enumerate(batches, start=int(state.step) + 1):
+        with solving(step):
+            state, loss = trainer.dynamics_step(state, batch)
+            check_finite(loss, step)
+            if state.solver.remainder is not None and step % midpoint_every == 0:
+                state, error = trainer.midpoint_step(state, batch)
+                check_finite(error, step, "error of the midpoint")
         if callback is not None:
             callback(state, float(loss))
     return state
-
-
-def check_finite(
-    loss: Inexact[Array, ""] | float, step: int, name: str = "loss"
-) -> None:
-    """Raises [`diffrax_speedreg.TrainingDiverged`][] if a loss is not finite.
-
-    **Arguments:**
-
-    - `loss`: the loss, of a step that has been made.
-    - `step`: the number of that step, for the message.
-    - `name`: what to call it there.
-    """
-    if not jnp.isfinite(loss):
-        raise TrainingDiverged(
-            f"Training diverged: the {name} is {float(loss)} at step {step}. Try a "
-            "smaller learning rate, gradient clipping or a smaller regularization "
-            "weight."
-        )
 
 
 def _update(
@@ -243,5 +223,7 @@ def _update(
     optimizer_state: PyTree[Any],
 ) -> tuple[PyTree[Any], PyTree[Any]]:
     params = eqx.filter(trained, eqx.is_inexact_array)
-    updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
+    # Optax mixes integers and floats.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
     return eqx.apply_updates(trained, updates), optimizer_state

@@ -1,0 +1,39 @@
+# Everything runs in an environment of its own, made on first use.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+BIN := .venv/bin
+DEMO ?=
+
+.PHONY: demo test check format test-versions clean
+
+demo: .venv/experiments
+	$(BIN)/python -m experiments.digits $(DEMO)
+
+test: .venv/experiments .venv/tests
+	$(BIN)/python -m pytest -n auto
+
+check: .venv/experiments .venv/tests .venv/checks
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+format: .venv/checks
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test-versions:
+	$(PYTHON) tools/test_versions.py
+
+clean:
+	rm -rf .venv .venv-lowest .venv-highest
+
+# One file for each group of optional dependencies that is installed.
+.venv/%: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+.venv/bin/python:
+	@test -n '$(PYTHON)' || { echo 'Python 3.11 or later is needed, and was not found: \
+	install it, or name it by make PYTHON=...'; exit 1; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,47 @@
+import contextlib
+from collections.abc import Iterator
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+
+_remedy = "Try a smaller learning rate, gradient clipping or a smaller penalty."
+
+
+class TrainingDiverged(RuntimeError):
+    """Raised when a training can't go on; says at which step."""
+
+
+def check_finite(loss: Inexact[Array, ""], step: int, name: str = "loss") -> None:
+    """Raises [`diffrax_speedreg.TrainingDiverged`][] if a loss is not finite.
+
+    **Arguments:**
+
+    - `loss`: the loss of a step.
+    - `step`: the number of that step, for the message.
+    - `name`: what to call the loss there.
+    """
+    if not jnp.isfinite(loss):
+        raise TrainingDiverged(
+            f"Training diverged: the {name} is {float(loss)} at step {step}. {_remedy}"
+        )
+
+
+@contextlib.contextmanager
+def solving(step: int) -> Iterator[None]:
+    """A context in which an equation that can't be solved raises
+    [`diffrax_speedreg.TrainingDiverged`][], whose cause is Diffrax's own error.
+
+    **Arguments:**
+
+    - `step`: the number of the step, for the message.
+    """
+    try:
+        yield
+    except eqx.EquinoxRuntimeError as error:
+        raise TrainingDiverged(
+            "Training diverged: the differential equation can't be solved any more, at "
+            f"step {step}. {_remedy} If the equation is meant to be this hard to solve, "
+            "increase the solver's `max_steps`."
+        ) from error

@@ -1,0 +1,73 @@
+"""What the package promises as a whole."""
+
+import importlib.metadata
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import jax.numpy as jnp
+import jaxtyping
+import pytest
+
+
+_root = Path(__file__).parents[1]
+_package = Path(dsr.__file__).parent
+_project = tomllib.loads((_root / "pyproject.toml").read_text())["project"]
+_public = {
+    name: value
+    for name, value in vars(dsr).items()
+    if not name.startswith("_") and not inspect.ismodule(value)
+}
+
+
+def test_type_checks_are_on():
+    with pytest.raises(jaxtyping.TypeCheckError, match="order"):
+        dsr.SpeedRegularizedTerm(dfx.ODETerm(lambda t, y, args: y), "3")
+
+
+def test_version():
+    assert dsr.__version__ == _project["version"]
+    assert dsr.__version__ == importlib.metadata.version("diffrax-speedreg")
+
+
+def test_typed():
+    assert (_package / "py.typed").exists()
+
+
+def test_only_public_interfaces():
+    private = re.compile(r"jax\._src|(diffrax|equinox|optax|optimistix)\._|\bhasattr\(")
+    internal = re.compile(r"equinox\.internal import (?!ω\n)|equinox\.internal as")
+    for path in _package.rglob("*.py"):
+        text = path.read_text()
+        assert not private.search(text), path
+        assert not internal.search(text), path
+
+
+@pytest.mark.parametrize("name", sorted(_public))
+def test_docstring(name):
+    value = _public[name]
+    assert inspect.getdoc(value)
+    if inspect.isfunction(value):
+        doc = inspect.getdoc(value)
+        assert "**Arguments" in doc
+        for parameter in inspect.signature(value).parameters:
+            refers_to_another = "as [`" in doc
+            assert refers_to_another or f"`{parameter}`" in doc, parameter
+
+
+def test_readme_runs():
+    text = (_root / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace = {}
+    exec(compile(example, "README.md", "exec"), namespace)
+    assert jnp.isfinite(namespace["loss"])
+
+
+def test_readme_states_the_python_version():
+    (version,) = re.findall(
+        r"Python (\d\.\d+) or later", (_root / "README.md").read_text()
+    )
+    assert _project["requires-python"] == f">={version}"

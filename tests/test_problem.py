@@ -1,0 +1,44 @@
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import jax.numpy as jnp
+import pytest
+
+from .helpers import tree_allclose
+
+
+_decay = dfx.ODETerm(lambda t, y, args: -args * y)
+
+
+@pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, -0.5)))
+def test_fixed_and_adaptive(t0, t1):
+    problem = dsr.InitialValueProblem(_decay, jnp.array([2.0]), t0, t1, args=3.0)
+    expected = 2 * jnp.exp(-3.0 * jnp.array([t1 - t0]))
+    fixed = dsr.solve_fixed(problem, dfx.Dopri8(), 100)
+    adaptive = dsr.solve_adaptive(problem, dfx.Dopri8(), 1e-11)
+    assert fixed.stats["num_steps"] == 100
+    assert tree_allclose(dsr.final_state(fixed), expected, rtol=1e-9, atol=0.0)
+    assert tree_allclose(dsr.final_state(adaptive), expected, rtol=1e-9, atol=0.0)
+
+
+def test_state_keeps_its_dtype_under_x64():
+    y0 = jnp.array([2.0], jnp.float32)
+    problem = dsr.InitialValueProblem(_decay, y0, args=jnp.float32(3.0))
+    fixed = dsr.solve_fixed(problem, dfx.Dopri5(), 10)
+    adaptive = dsr.solve_adaptive(problem, dfx.Dopri5(), 1e-4)
+    assert dsr.final_state(fixed).dtype == jnp.float32
+    assert dsr.final_state(adaptive).dtype == jnp.float32
+
+
+def test_many_steps_in_float32():
+    """Steps are neither lost nor added by rounding."""
+    y0 = jnp.array([2.0], jnp.float32)
+    problem = dsr.InitialValueProblem(_decay, y0, 0.1, 0.7, args=jnp.float32(3.0))
+    solution = dsr.solve_fixed(problem, dfx.Euler(), 1237)
+    assert solution.stats["num_steps"] == 1237
+
+
+@pytest.mark.parametrize("num_steps", (0, -3, 1.0))
+def test_bad_number_of_steps(num_steps, without_type_checks):
+    problem = dsr.InitialValueProblem(_decay, jnp.array([2.0]), args=1.0)
+    with pytest.raises(ValueError, match="`num_steps` must be a positive integer"):
+        dsr.solve_fixed(problem, dfx.Euler(), num_steps)

@@ -1,0 +1,223 @@
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from .helpers import finite_difference, tolerance, tree_allclose
+
+
+_decay = dfx.ODETerm(lambda t, y, args: -y)
+_pendulum = dfx.ODETerm(
+    lambda t, y, args: jnp.stack([y[1], -jnp.sin(y[0])]) * (1 + 0.5 * jnp.sin(t))
+)
+
+
+def _solve(term, y0, t0=0.0, t1=1.0, tol=1e-10, solver=dfx.Tsit5(), **kwargs):
+    controller = dfx.PIDController(
+        rtol=tol, atol=tol, norm=dsr.SpeedRegularizedTerm.norm
+    )
+    return dfx.diffeqsolve(
+        term, solver, t0, t1, None, y0, stepsize_controller=controller, **kwargs
+    )
+
+
+@pytest.mark.parametrize("order", (1, 2, 3, 4))
+@pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, 0.0)))
+def test_exponential(order, t0, t1):
+    r"""For y = c exp(-t), R_K is the integral of y^2, at any K."""
+    y0 = jnp.array([1.0, 2.0])
+    term = dsr.SpeedRegularizedTerm(_decay, order)
+    y1, speed = term.split(dsr.final_state(_solve(term, term.init(y0), t0, t1)))
+    ratio = jnp.exp(t0 - t1)
+    expected = 2.5 * jnp.abs(1 - ratio**2) / 2
+    assert tree_allclose(y1, y0 * ratio, **tolerance(y0.dtype, 1e6))
+    assert tree_allclose(speed, expected, **tolerance(y0.dtype, 1e6))
+
+
+def test_polynomial():
+    """A quadratic solution has no third derivative, and a constant second one."""
+    term = dfx.ODETerm(lambda t, y, args: t * jnp.ones_like(y))
+    for order, expected in ((2, 1.0), (3, 0.0)):
+        wrapped = dsr.SpeedRegularizedTerm(term, order)
+        solution = _solve(wrapped, wrapped.init(jnp.zeros(3)))
+        _, speed = wrapped.split(dsr.final_state(solution))
+        assert tree_allclose(speed, jnp.array(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("t0, t1", ((0.0, 3.0), (3.0, 0.0)))
+@pytest.mark.parametrize("solver", (dfx.Tsit5(), dfx.Dopri8(), dfx.Kvaerno3()))
+def test_norm_leaves_the_solve_alone(solver, t0, t1):
+    y0 = jnp.array([1.0, 0.2])
+    term = dsr.SpeedRegularizedTerm(_pendulum)
+    plain = dfx.diffeqsolve(
+        _pendulum,
+        solver,
+        t0,
+        t1,
+        None,
+        y0,
+        stepsize_controller=dfx.PIDController(rtol=1e-6, atol=1e-6),
+    )
+    solution = _solve(term, term.init(y0), t0, t1, tol=1e-6, solver=solver)
+    ys, _ = term.split(solution.ys)
+    assert tree_allclose(ys, plain.ys, **tolerance(y0.dtype, 1e2))
+    assert solution.stats["num_steps"] == plain.stats["num_steps"]
+
+
+def test_without_the_norm_it_takes_more_steps():
+    term = dsr.SpeedRegularizedTerm(_pendulum)
+    y0 = term.init(jnp.array([1.0, 0.2]))
+    with_norm = _solve(term, y0, tol=1e-6)
+    without = dfx.diffeqsolve(
+        term,
+        dfx.Tsit5(),
+        0.0,
+        1.0,
+        None,
+        y0,
+        stepsize_controller=dfx.PIDController(rtol=1e-6, atol=1e-6),
+    )
+    assert without.stats["num_steps"] > with_norm.stats["num_steps"]
+
+
+def test_batch_as_one_state_and_vmap(key):
+    y0 = jr.normal(key, (4, 2))
+    batched = dfx.ODETerm(
+        lambda t, y, args: jax.vmap(lambda z: _pendulum.vf(t, z, args))(y)
+    )
+
+    def speed(term, y0):
+        wrapped = dsr.SpeedRegularizedTerm(term)
+        solution = _solve(wrapped, wrapped.init(y0))
+        return wrapped.split(dsr.final_state(solution))[1]
+
+    one_state = speed(batched, y0)
+    samples = jax.vmap(lambda y: speed(_pendulum, y))(y0)
+    assert tree_allclose(one_state, jnp.mean(samples), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, 0.0)))
+@pytest.mark.parametrize(
+    "adjoint",
+    (dfx.RecursiveCheckpointAdjoint(), dfx.DirectAdjoint(), dfx.BacksolveAdjoint()),
+    ids=lambda adjoint: type(adjoint).__name__,
+)
+def test_gradient(adjoint, t0, t1, key):
+    term = dsr.SpeedRegularizedTerm(_pendulum)
+    y0 = jnp.array([1.0, 0.2])
+    direction = jr.normal(key, y0.shape)
+
+    def speed(y0):
+        solution = _solve(term, term.init(y0), t0, t1, adjoint=adjoint)
+        return term.split(dsr.final_state(solution))[1]
+
+    expected = finite_difference(speed, y0, direction, step=1e-4)
+    actual = jnp.dot(jax.grad(speed)(y0), direction)
+    assert tree_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gradient_of_parameters(key):
+    mlp = eqx.nn.MLP(2, 2, 8, 1, jax.nn.softplus, key=key)
+    y0 = jnp.array([1.0, 0.2])
+    params, static = eqx.partition(mlp, eqx.is_inexact_array)
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    direction = jr.normal(key, flat.shape)
+
+    def speed(flat):
+        net = eqx.combine(unravel(flat), static)
+        term = dsr.SpeedRegularizedTerm(dfx.ODETerm(lambda t, y, args: net(y)), 2)
+        return term.split(dsr.final_state(_solve(term, term.init(y0))))[1]
+
+    expected = finite_difference(speed, flat, direction, step=1e-4)
+    actual = jnp.dot(jax.grad(speed)(flat), direction)
+    assert tree_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", (dfx.Euler(), dfx.Heun(), dfx.ReversibleHeun()))
+def test_constant_steps(solver):
+    term = dsr.SpeedRegularizedTerm(_decay, 1)
+    problem = dsr.InitialValueProblem(term, term.init(jnp.array(1.0)))
+    solution = dsr.solve_fixed(problem, solver, 1000)
+    _, speed = term.split(dsr.final_state(solution))
+    assert tree_allclose(speed, (1 - jnp.exp(-2.0)) / 2, rtol=2e-3, atol=0.0)
+
+
+def test_saved_times_and_pytree_state():
+    def field(t, y, args):
+        return dict(a=-y["a"], b=-y["b"])
+
+    term = dsr.SpeedRegularizedTerm(dfx.ODETerm(field), 2)
+    y0 = dict(a=jnp.array(2.0), b=jnp.ones((2, 2)))
+    ts = jnp.linspace(0.0, 1.0, 5)
+    solution = _solve(term, term.init(y0), saveat=dfx.SaveAt(ts=ts))
+    ys, speed = term.split(solution.ys)
+    decay = jnp.exp(-ts)
+    expected = (2.0**2 + 4) / 5 * (1 - decay**2) / 2
+    assert tree_allclose(ys["a"], 2 * decay, rtol=1e-6, atol=1e-6)
+    assert ys["b"].shape == (5, 2, 2)
+    assert tree_allclose(speed, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_no_time_no_speed():
+    term = dsr.SpeedRegularizedTerm(_decay)
+    solution = _solve(term, term.init(jnp.array(1.0)), 0.5, 0.5)
+    y1, speed = term.split(dsr.final_state(solution))
+    assert (y1, speed) == (1.0, 0.0)
+
+
+def test_float32_under_x64():
+    term = dsr.SpeedRegularizedTerm(_pendulum)
+    y0 = jnp.array([1.0, 0.2], jnp.float32)
+    t0, t1 = jnp.float32(0.0), jnp.float32(1.0)
+    solution = _solve(term, term.init(y0), t0, t1, tol=1e-5)
+    y1, speed = term.split(dsr.final_state(solution))
+    assert y1.dtype == speed.dtype == jnp.float32
+    precise = _solve(term, term.init(y0.astype(jnp.float64)))
+    assert jnp.allclose(
+        speed.astype(jnp.float64), term.split(precise.ys)[1][0], rtol=1e-4
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
+def test_complex():
+    term = dsr.SpeedRegularizedTerm(dfx.ODETerm(lambda t, y, args: 2j * y), 2)
+    problem = dsr.InitialValueProblem(term, term.init(jnp.array([1.0 + 0j])))
+    # Diffrax's Runge-Kutta methods mix real and complex numbers.
+    with jax.numpy_dtype_promotion("standard"):
+        solution = dsr.solve_fixed(problem, dfx.Dopri5(), 50)
+    _, speed = term.split(dsr.final_state(solution))
+    assert tree_allclose(speed, jnp.array(16.0), rtol=1e-6, atol=1e-6)
+
+
+def test_nan_is_not_hidden():
+    term = dsr.SpeedRegularizedTerm(dfx.ODETerm(lambda t, y, args: y * jnp.nan))
+    problem = dsr.InitialValueProblem(term, term.init(jnp.array(1.0)))
+    _, speed = term.split(dsr.final_state(dsr.solve_fixed(problem, dfx.Euler(), 3)))
+    assert jnp.isnan(speed)
+
+
+@pytest.mark.parametrize("order", (0, -2, 1.5))
+def test_bad_order(order, without_type_checks):
+    with pytest.raises(ValueError, match="`order` must be a positive integer"):
+        dsr.SpeedRegularizedTerm(_decay, order)
+
+
+def test_controlled_term():
+    path = dfx.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
+    term = dfx.ControlTerm(lambda t, y, args: y, path)
+    with pytest.raises(ValueError, match=r"driven by time.*ControlTerm.*\.to_ode\(\)"):
+        dsr.SpeedRegularizedTerm(term)
+
+
+def test_integer_state():
+    term = dsr.SpeedRegularizedTerm(_decay)
+    with pytest.raises(ValueError, match=r"floating-point.*`y` is i64\[1\]"):
+        term.init(jnp.array([1]))
+
+
+def test_empty_state():
+    with pytest.raises(ValueError, match="The state has no arrays"):
+        dsr.SpeedRegularizedTerm(_decay).init(())
