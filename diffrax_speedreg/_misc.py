@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Inexact, PyTree
@@ -11,7 +13,18 @@ def real_dtype(tree: PyTree[Array]) -> jnp.dtype:
 
 def mean_square(tree: PyTree[Array]) -> Inexact[Array, ""]:
     """The mean of the squared modulus over all entries of all leaves together."""
+    return _mean(tree, lambda x: jnp.real(x * jnp.conj(x)))
+
+
+def mean_absolute(tree: PyTree[Array]) -> Inexact[Array, ""]:
+    """The mean of the modulus over all entries of all leaves together."""
+    return _mean(tree, jnp.abs)
+
+
+def _mean(
+    tree: PyTree[Array], function: Callable[[Array], Array]
+) -> Inexact[Array, ""]:
     dtype = real_dtype(tree)
     leaves = jtu.tree_leaves(tree)
-    total = sum(jnp.sum(jnp.real(x * jnp.conj(x))).astype(dtype) for x in leaves)
-    return total / sum(leaf.size for leaf in leaves)
+    sums = [jnp.sum(function(leaf)).astype(dtype) for leaf in leaves]
+    return jnp.sum(jnp.stack(sums)) / sum(leaf.size for leaf in leaves)

@@ -1,13 +1,14 @@
 import diffrax as dfx
-from jaxtyping import Array, ArrayLike, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from ._solver.taylor_lagrange import TaylorLagrangeSolver
 
 
 def nfe(
     solver: dfx.AbstractSolver, solution: dfx.Solution, *, adaptive: bool = True
-) -> Int[ArrayLike, "..."]:
-    """The number of evaluations of the vector field in a solve, rejected steps included.
+) -> Int[Array, "..."]:
+    """The number of evaluations of the vector field in a solve, with rejected steps.
 
     For an explicit Runge-Kutta method with the first-same-as-last property, all stages
     but one per step, and one at the start; without it, all stages. For
@@ -29,8 +30,8 @@ def nfe(
 
     **Raises:**
 
-    A `ValueError` for a solver whose evaluations are not known: implicit ones, for which
-    they depend on the iterations of a root finder.
+    A `ValueError` for a solver whose evaluations are not known: implicit ones, for
+    which they depend on the iterations of a root finder.
     """
     if isinstance(solver, dfx.AbstractERK) and isinstance(
         solver.tableau, dfx.ButcherTableau
@@ -48,5 +49,4 @@ def nfe(
         )
     # There are none for the first step's size: as Diffrax wraps the term, its selection
     # for ODEs does not apply, and `dt0=None` stands for 0.01.
-    steps: Array = solution.stats["num_steps"]
-    return first + per_step * steps
+    return first + per_step * jnp.asarray(solution.stats["num_steps"])

@@ -106,7 +106,7 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
 
 
 def _times(problem: InitialValueProblem) -> tuple[Array, Array]:
-    # Diffrax promotes the state to the dtype of time. Python's numbers are no reason to.
+    # Diffrax promotes the state to the dtype of time; Python's numbers are no reason.
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(problem.y0))
     return jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype)

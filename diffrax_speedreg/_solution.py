@@ -10,7 +10,7 @@ from equinox.internal import ω
 from jaxtyping import Array, PyTree
 
 from ._checks import as_state, check_derivative, check_order, check_time_driven
-from ._custom_types import Args, Coefficients, RealScalarLike, Y
+from ._custom_types import Args, Coefficients, RealScalarLike, VF, Y
 from ._engine.expand import Expansion
 from ._engine.series import Integral, polynomial
 
@@ -38,7 +38,9 @@ class SolutionSeries:
 
     def __init__(
         self,
-        field: Callable[[Array, PyTree[Array]], tuple[PyTree[Array], PyTree[Any]]],
+        field: Callable[
+            [RealScalarLike, PyTree[Array]], tuple[PyTree[Array], PyTree[Any]]
+        ],
         t0: RealScalarLike,
         dt: RealScalarLike,
         y0: PyTree[Array],
@@ -80,7 +82,7 @@ def solution_series(
     dtype = min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
     unit = term.contr(jnp.zeros((), dtype), jnp.ones((), dtype))
 
-    def field(t: Array, y: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+    def field(t: RealScalarLike, y: PyTree[Array]) -> tuple[PyTree[Array], VF]:
         vf = term.vf(t, y, args)
         return term.prod(vf, unit), vf
 
@@ -92,11 +94,10 @@ def taylor_coefficients(
 ) -> Coefficients:
     r"""Taylor coefficients of the solution through a point.
 
-    Computes $\frac{1}{k!} \frac{\mathrm{d}^k y}{\mathrm{d} t^k}$ for
-    $k = 0, \ldots, K$ at time $t$, for the solution of
-    $\frac{\mathrm{d} y}{\mathrm{d} t} = f(t, y)$ that passes through $y$ then. These are
-    total derivatives: the first is $f$, the second half of
-    $\partial_t f + (\partial_y f) f$, and so on.
+    Computes $\frac{1}{k!} \frac{\mathrm{d}^k y}{\mathrm{d} t^k}$ for $k = 0, \ldots, K$
+    at time $t$, for the solution of $\frac{\mathrm{d} y}{\mathrm{d} t} = f(t, y)$ that
+    passes through $y$ then. These are total derivatives: the first is $f$, the second
+    half of $\partial_t f + (\partial_y f) f$, and so on.
 
     !!! example
 
@@ -112,8 +113,8 @@ def taylor_coefficients(
         `diffrax.ODETerm` or a `diffrax.MultiTerm` of these. It may do anything that
         `jax.jvp` can differentiate.
     - `t`: the time, a scalar.
-    - `y`: the state at that time: a pytree of arrays of any shapes, of floating-point or
-        complex dtype.
+    - `y`: the state at that time: a pytree of arrays of any shapes, of floating-point
+        or complex dtype.
     - `args`: passed to the vector field.
     - `order`: $K$, at least 1.
 
@@ -127,8 +128,8 @@ def taylor_coefficients(
     **Raises:**
 
     A `ValueError` if `order` is not a positive integer, if `y` has leaves that cannot
-    evolve (integers, say), if the term is not driven by time, or if it returns something
-    that is not like `y`.
+    evolve (integers, say), if the term is not driven by time, or if it returns
+    something that is not like `y`.
 
     **Cost:** about that of `order` evaluations of the vector field.
     """
@@ -150,7 +151,8 @@ def total_derivative(
 
     **Returns:**
 
-    A pytree like `y`, in the units of $y$ divided by those of time to the power `order`.
+    A pytree like `y`, in the units of $y$ divided by those of time to the power
+    `order`.
     """
     check_order(order)
     coefficient = solution_series(term, t, y, args).coefficient(order)

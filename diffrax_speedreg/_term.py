@@ -70,12 +70,12 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         ys, speed = term.split(sol.ys)
         ```
 
-    Pass `norm=term.norm` to an adaptive step size controller. It looks at $y$ alone, and
-    then the steps, and $y$, are those of a solve without the regularizer. Without it,
-    steps are chosen to integrate $r$ accurately as well, which takes more of them.
+    Pass `norm=term.norm` to an adaptive step size controller. It looks at $y$ alone,
+    and then the steps, and $y$, are those of a solve without the regularizer. Without
+    it, steps are chosen to integrate $r$ accurately as well, which takes more of them.
 
-    The regularizer is nonnegative in either direction of time. A batch that is one state
-    and `jax.vmap` over its samples give the same mean.
+    The regularizer is nonnegative in either direction of time. A batch that is one
+    state and `jax.vmap` over its samples give the same mean.
 
     **Cost:** an evaluation costs about `order` of the wrapped vector field's.
 
@@ -128,8 +128,8 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
 
     @staticmethod
     def norm(state: SpeedState | PyTree[Array]) -> Array:
-        """Root mean square of the entries of `y`, for `diffrax.PIDController(norm=...)`:
-        step sizes then do not depend on the regularizer.
+        """The root mean square of the entries of `y`, as a norm for a step size
+        controller, by which step sizes do not depend on the regularizer.
 
         **Arguments:**
 
@@ -167,6 +167,6 @@ SpeedRegularizedTerm.__init__.__doc__ = """**Arguments:**
 - `order`: $K$, at least 1. For a solver of order $m$ the theory asks for $K = m$; lower
     ones, 2 or 3, are cheaper and work nearly as well.
 
-A `ValueError` is raised for an order that is not a positive integer, and for a term that
-is driven by something other than time.
+A `ValueError` is raised for an order that is not a positive integer, and for a term
+that is driven by something other than time.
 """

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -48,9 +48,9 @@ class Field(eqx.Module):
     mlp: eqx.nn.MLP
 
     def __call__(
-        self, t: Float[Array, ""], y: Float[Array, "batch pixels"], args: None
+        self, t: Float[ArrayLike, ""], y: Float[Array, "batch pixels"], args: None
     ) -> Float[Array, "batch pixels"]:
-        time = jnp.broadcast_to(t, (len(y), 1)).astype(y.dtype)
+        time = jnp.full((len(y), 1), t, y.dtype)
         return jax.vmap(self.mlp)(jnp.concatenate([y, time], axis=1))
 
 
@@ -201,6 +201,7 @@ def trajectory(model: Classifier, batch: Batch) -> report.Trajectory:
         stepsize_controller=dfx.PIDController(rtol=TOLERANCE, atol=TOLERANCE),
         max_steps=MAX_STEPS,
     )
+    assert solution.ts is not None
     times = jnp.linspace(ivp.t0, ivp.t1, 101)
     return report.Trajectory(
         times, jax.vmap(solution.evaluate)(times)[:, 0], solution.ts

@@ -1,4 +1,4 @@
-"""What the experiments share: command line, timing, tables, pictures and result files."""
+"""What the experiments share: command line, timing, tables, pictures, result files."""
 
 import argparse
 import importlib.metadata
@@ -100,29 +100,30 @@ def write(
         options={k: str(v) for k, v in vars(options).items() if k != "output"},
         caption=caption,
         versions=_versions(),
-        results=[{**r._asdict(), "trajectory": None} for r in results],
+        results=[
+            {k: v for k, v in result._asdict().items() if k != "trajectory"}
+            for result in results
+        ],
     )
-    for entry in record["results"]:
-        del entry["trajectory"]
     figures = options.output / f"{name}.json"
     figures.write_text(json.dumps(record, indent=2) + "\n")
     print(f"\n{table}\nPicture: {picture}\nFigures: {figures}")
 
 
 def _table(results: Sequence[Result]) -> str:
-    rows = [("method", "test accuracy", "NFE", "solve", "training")]
+    rows = [["method", "test accuracy", "NFE", "solve", "training"]]
     rows += [
-        (
+        [
             result.method,
             f"{100 * result.accuracy:.1f} %",
             str(result.nfe),
             f"{1e3 * result.solve_seconds:.2f} ms",
             f"{result.training_seconds:.1f} s",
-        )
+        ]
         for result in results
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, tuple("-" * width for width in widths))
+    rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
         for row in rows

@@ -26,9 +26,9 @@ def _convolve(x):
 
 
 _activations = """
-    celu elu gelu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid log_softmax mish
-    relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus sparse_sigmoid
-    squareplus standardize tanh
+    celu elu gelu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid log_softmax
+    mish relu relu6 selu sigmoid silu soft_sign softmax softplus sparse_plus
+    sparse_sigmoid squareplus standardize tanh
 """.split()
 
 _functions = dict(

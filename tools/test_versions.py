@@ -67,7 +67,8 @@ def _succeeds(*command: str | Path, show: bool = False) -> bool:
 
 def main() -> None:
     found = interpreters()
-    oldest = tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
+    major, minor = PROJECT["requires-python"].removeprefix(">=").split(".")
+    oldest = int(major), int(minor)
     results = {}
     if oldest in found:
         results["lowest"] = run_tests("lowest", found[oldest], lowest_requirements())

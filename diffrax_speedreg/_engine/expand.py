@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .operation import Operation
+from .operation import literal_value, Operation
 from .rules import rules, wrapped_jaxpr, zero_product
 from .series import (
     Coefficient,
@@ -25,17 +25,17 @@ from .structure import describe_literal, describe_operation, Identity, refers_to
 class Expansion:
     r"""Interprets jaxprs on power series.
 
-    An equation $v = p(u)$ gets its zeroth coefficient from the primitive $p$ itself, and
-    the higher ones from a recurrence registered for $p$ or, where there is none, from
-    its JVP rule: $v' = \partial p(u)\, u'$, so that
+    An equation $v = p(u)$ gets its zeroth coefficient from the primitive $p$ itself,
+    and the higher ones from a recurrence registered for $p$ or, where there is none,
+    from its JVP rule: $v' = \partial p(u)\, u'$, so that
 
     $$v_k = [\partial p(u)\, u']_{k-1} / k.$$
 
     The right-hand side is a jaxpr too, and is interpreted in the same way. Equations
     that are met again are recognized ("hash-consing"), in particular $p(u)$ itself
-    within its own derivative: for `tanh`, $v' = (1 - v^2)\, u'$ refers to $v$, and so the
-    recurrence that one would write by hand falls out, at the price of the products in
-    it.
+    within its own derivative: for `tanh`, $v' = (1 - v^2)\, u'$ refers to $v$, and so
+    the recurrence that one would write by hand falls out, at the price of the products
+    in it.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Expansion:
         return self._constants[key]
 
     def _literal(self, literal: jex.Literal, tangent: bool) -> Series:
-        value = np.asarray(literal.val, literal.aval.dtype)
+        value = literal_value(literal)
         inexact = jnp.issubdtype(value.dtype, jnp.inexact)
         vanishes = tangent and inexact and not value.any()
         key = describe_literal(literal), vanishes

@@ -4,7 +4,19 @@ from typing import Any, final
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+
+def avals(atoms: Sequence[jex.Var | jex.Literal]) -> list[jax.ShapeDtypeStruct]:
+    """What is known of the values of variables before they exist."""
+    shaped: list[Any] = [atom.aval for atom in atoms]
+    return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in shaped]
+
+
+def literal_value(literal: jex.Literal) -> np.ndarray:
+    (aval,) = avals([literal])
+    return np.asarray(literal.val, aval.dtype)
 
 
 @final
@@ -17,19 +29,17 @@ class Operation:
         self,
         primitive: jex.Primitive,
         params: dict[str, Any],
-        ins: Sequence[Any],
-        outs: Sequence[Any],
+        ins: Sequence[jax.ShapeDtypeStruct],
+        outs: Sequence[jax.ShapeDtypeStruct],
     ):
         self.primitive = primitive
         self.params = params
-        self.ins = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ins]
-        self.outs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in outs]
+        self.ins = ins
+        self.outs = outs
 
     @classmethod
     def from_equation(cls, eqn: jex.JaxprEqn) -> "Operation":
-        ins = [atom.aval for atom in eqn.invars]
-        outs = [var.aval for var in eqn.outvars]
-        return cls(eqn.primitive, eqn.params, ins, outs)
+        return cls(eqn.primitive, eqn.params, avals(eqn.invars), avals(eqn.outvars))
 
     def replace(self, **params: Any) -> "Operation":
         return Operation(self.primitive, self.params | params, self.ins, self.outs)

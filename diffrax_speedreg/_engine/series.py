@@ -36,7 +36,7 @@ class Node:
         An explicit stack, rather than recursion, so that the depth of a vector field
         is not limited by Python's.
         """
-        stack = [self]
+        stack: list[Node] = [self]
         while stack:
             node = stack[-1]
             pending = [s.node for s in node.inputs if not s.is_known(order)]

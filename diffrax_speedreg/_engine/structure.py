@@ -10,9 +10,8 @@ from typing import Any, final
 
 import jax.extend.core as jex
 import jax.extend.core.primitives as jexp
-import numpy as np
 
-from .operation import Operation
+from .operation import avals, literal_value, Operation
 
 
 @final
@@ -46,8 +45,8 @@ def describe_operation(operation: Operation, rules: bool = True) -> Hashable:
 def refers_to_itself(
     operation: Operation, active: Sequence[bool], jvp_jaxpr: jex.ClosedJaxpr
 ) -> jex.JaxprEqn | None:
-    """The equation within a `custom_jvp` function's rule that calls the function itself,
-    for the rule's own primal outputs.
+    """The equation within a `custom_jvp` function's rule that calls the function
+    itself, for the rule's own primal outputs.
 
     This is how most rules get hold of the function's value. The opaque callables can't
     be compared; but both functions are called with the same inputs, compute the same
@@ -72,8 +71,8 @@ def refers_to_itself(
 
 
 def describe_literal(literal: jex.Literal) -> Hashable:
-    value = np.asarray(literal.val)
-    return literal.aval.dtype, value.shape, value.tobytes()
+    value = literal_value(literal)
+    return value.dtype, value.shape, value.tobytes()
 
 
 def _describe(value: Any, rules: bool) -> Hashable:
@@ -98,7 +97,7 @@ def _describe_jaxpr(jaxpr: jex.Jaxpr, rules: bool) -> Hashable:
     numbers: dict[jex.Var, int] = {}
 
     def number(var: jex.Var) -> Hashable:
-        aval = var.aval
+        (aval,) = avals([var])
         return numbers.setdefault(var, len(numbers)), aval.shape, aval.dtype
 
     def read(atom: jex.Var | jex.Literal) -> Hashable:

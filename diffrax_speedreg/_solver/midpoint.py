@@ -33,8 +33,8 @@ class AbstractMidpoint(eqx.Module):
 
         **Arguments:**
 
-        - `t`, `dt`: the time at the start of the step, and its length, which is negative
-            for a solve that runs backwards.
+        - `t`, `dt`: the time at the start of the step, and its length, which is
+            negative for a solve that runs backwards.
         - `y`: the state at the start of the step.
         - `dy`: $h f(t_0, y_0)$, like `y`.
         - `args`: the arguments of the vector field.
@@ -54,6 +54,7 @@ class MidpointMLP(AbstractMidpoint):
     """
 
     mlp: eqx.nn.MLP
+    state_size: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class MidpointMLP(AbstractMidpoint):
         - `activation`: of the hidden layers.
         - `key`: a `jax.random.key` for the initial weights of the hidden layers.
         """
+        self.state_size = state_size
         mlp = eqx.nn.MLP(
             state_size + 2, state_size, width, depth, activation=activation, key=key
         )
@@ -89,7 +91,7 @@ class MidpointMLP(AbstractMidpoint):
         args: Args,
     ) -> Float[Array, "*batch state"]:
         del dy, args
-        size = self.mlp.out_size
+        size = self.state_size
         if not eqx.is_array(y) or y.ndim == 0 or y.shape[-1] != size:
             raise ValueError(
                 f"This `MidpointMLP` is for states that are one array of shape "

@@ -47,10 +47,11 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
 
     The error estimate for adaptive steps is the defect of the polynomial at the end of
     the step, $h f(t_1, y_1) - \sum_k k c_k$, which is of order $h^{p + 1}$ whatever
-    $\Gamma$ has been learned to be; with constant steps it is not computed. Uses the polynomial itself for dense/ts output.
+    $\Gamma$ has been learned to be; with constant steps it is not computed. Uses the
+    polynomial itself for dense/ts output.
 
-    The remainder's mean square, accumulated over the steps, is in the solver's state: use
-    `diffrax.SaveAt(t1=True, solver_state=True)`.
+    The remainder's mean square, accumulated over the steps, is in the solver's state:
+    use `diffrax.SaveAt(t1=True, solver_state=True)`.
 
     **Cost:** a step costs about $2p - 1$ evaluations of the vector field (2 if $p = 1$;
     $p$ without a midpoint), and one more if it is adaptive.
@@ -86,8 +87,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         check_order(order)
         if not isinstance(remainder, AbstractMidpoint | None):
             raise ValueError(
-                "`remainder` must be an `AbstractMidpoint`, such as `MidpointMLP(...)`, "
-                f"or `None`, but got {remainder!r}."
+                "`remainder` must be an `AbstractMidpoint`, such as `MidpointMLP`, or "
+                f"`None`, but got {remainder!r}."
             )
         self.degree = order
         self.remainder = remainder
@@ -135,7 +136,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         # Expanded in s, in which the step size and the direction of time are part of
         # the field. An expansion of `terms.vf` along `(1, f)` would be of order 1 for a
         # solve that runs backwards, in which `terms` runs in negative time.
-        def field(t: Array, y: PyTree[Array]) -> tuple[PyTree[Array], None]:
+        def field(t: RealScalarLike, y: PyTree[Array]) -> tuple[PyTree[Array], None]:
             dy = terms.vf_prod(t, y, args, control)
             # Where time has a higher precision than the state.
             return jtu.tree_map(lambda a, b: a.astype(b.dtype), dy, y), None

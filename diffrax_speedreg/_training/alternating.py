@@ -37,9 +37,9 @@ class AlternatingTrainer(eqx.Module):
     r"""Trains dynamics and midpoint in turn.
 
     A *dynamics step* fits the model to data through a few steps of the Taylor-Lagrange
-    solver, whose midpoint is fixed. A *midpoint step* fits the midpoint to a solve of the
-    current dynamics at high fidelity, which are fixed. Each is a jitted function that can
-    be used in a loop of your own; [`diffrax_speedreg.fit`][] is such a loop.
+    solver, whose midpoint is fixed. A *midpoint step* fits the midpoint to a solve of
+    the current dynamics at high fidelity, which are fixed. Each is a jitted function
+    that can be used in a loop of your own; [`diffrax_speedreg.fit`][] is such a loop.
 
     !!! example
 
@@ -83,7 +83,8 @@ class AlternatingTrainer(eqx.Module):
         **Arguments:**
 
         - `model`: what to train on data.
-        - `solver`: a Taylor-Lagrange solver. Its midpoint, if it has one, is trained too.
+        - `solver`: a Taylor-Lagrange solver. Its midpoint, if it has one, is trained
+            too.
 
         **Returns:**
 

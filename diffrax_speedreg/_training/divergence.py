@@ -42,6 +42,6 @@ def solving(step: int) -> Iterator[None]:
     except eqx.EquinoxRuntimeError as error:
         raise TrainingDiverged(
             "Training diverged: the differential equation can't be solved any more, at "
-            f"step {step}. {_remedy} If the equation is meant to be this hard to solve, "
+            f"step {step}. {_remedy} If the equation is meant to be hard to solve, "
             "increase the solver's `max_steps`."
         ) from error
