@@ -101,7 +101,16 @@ def solve_adaptive(
 
 
 def final_state(solution: dfx.Solution) -> PyTree[Array]:
-    """The last of the states that a solution has saved."""
+    """The last of the states that a solution has saved.
+
+    **Arguments:**
+
+    - `solution`: of a solve whose last saved state is the one at `t1`, as by default.
+
+    **Returns:**
+
+    The state: its leaves do not have the first axis that those of `solution.ys` do.
+    """
     return jtu.tree_map(lambda leaf: leaf[-1], solution.ys)
 
 

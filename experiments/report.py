@@ -29,6 +29,7 @@ class Result(NamedTuple):
     accuracy: float
     nfe: int
     solve_seconds: float
+    step_seconds: float
     training_seconds: float
     nfe_by_epoch: list[int]
     trajectory: Trajectory
@@ -111,13 +112,14 @@ def write(
 
 
 def _table(results: Sequence[Result]) -> str:
-    rows = [["method", "test accuracy", "NFE", "solve", "training"]]
+    rows = [["method", "test accuracy", "NFE", "solve", "training step", "training"]]
     rows += [
         [
             result.method,
             f"{100 * result.accuracy:.1f} %",
             str(result.nfe),
             f"{1e3 * result.solve_seconds:.2f} ms",
+            f"{1e3 * result.step_seconds:.1f} ms",
             f"{result.training_seconds:.1f} s",
         ]
         for result in results

@@ -63,7 +63,7 @@ def test_readme_runs():
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     namespace = {}
     exec(compile(example, "README.md", "exec"), namespace)
-    assert jnp.isfinite(namespace["loss"])
+    assert jnp.isfinite(namespace["value"])
 
 
 def test_readme_states_the_python_version():
