@@ -174,6 +174,8 @@ class Recorder:
         if len(self.seconds) % self.steps_per_epoch == 0:
             self.nfe.append(int(count_evaluations(model, self.test)))
             self.bar.set_postfix(loss=f"{loss:.4f}", nfe=self.nfe[-1])
+        if len(self.seconds) == self.bar.total:
+            self.bar.close()
         self._start = time.perf_counter()
 
 
@@ -327,8 +329,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     caption = (
         f"NFE: evaluations that {type(SOLVER).__name__} needs for the test set as one "
-        f"state, at rtol = atol = {TOLERANCE:g}. Solve: of the test set, by the method's "
-        "own solver. Training step: the median. Training: all steps, with compilation."
+        f"state, at rtol = atol = {TOLERANCE:g}. Solve: time for the test set, by the "
+        "method's own solver. Training step: the median. Training: all steps, with "
+        "compilation."
     )
     report.write("digits", results, caption, options)
 
