@@ -1,8 +1,11 @@
+from collections.abc import Callable
+
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import optimistix as optx
 from jaxtyping import Array, PyTree
 
 from ._checks import check_order
@@ -69,15 +72,18 @@ def solve_adaptive(
     problem: InitialValueProblem,
     solver: dfx.AbstractSolver,
     tolerance: float,
+    *,
+    norm: Callable[[PyTree[Array]], RealScalarLike] = optx.rms_norm,
     max_steps: int | None = 4096,
 ) -> dfx.Solution:
-    """Solves a problem with adaptive steps, the first one selected automatically.
+    """Solves a problem with adaptive steps.
 
     **Arguments:**
 
     - `problem`: what to solve.
     - `solver`: any adaptive Diffrax solver.
     - `tolerance`: relative and absolute, per step.
+    - `norm`: of the error, as for `diffrax.PIDController`.
     - `max_steps`: as for `diffrax.diffeqsolve`. For gradients, a number not far above
         what the solve needs is fastest.
 
@@ -95,7 +101,9 @@ def solve_adaptive(
         None,
         problem.y0,
         problem.args,
-        stepsize_controller=dfx.PIDController(rtol=tolerance, atol=tolerance),
+        stepsize_controller=dfx.PIDController(
+            rtol=tolerance, atol=tolerance, norm=norm
+        ),
         max_steps=max_steps,
     )
 

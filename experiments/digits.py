@@ -73,7 +73,9 @@ def problem(model: Classifier, batch: Batch) -> dsr.InitialValueProblem:
 
 
 def solve(model: Classifier, batch: Batch) -> dfx.Solution:
-    return dsr.solve_adaptive(problem(model, batch), SOLVER, TOLERANCE, MAX_STEPS)
+    return dsr.solve_adaptive(
+        problem(model, batch), SOLVER, TOLERANCE, max_steps=MAX_STEPS
+    )
 
 
 def cross_entropy(
@@ -92,16 +94,9 @@ def speed_loss(
     model: Classifier, batch: Batch, order: int, weight: float
 ) -> Float[Array, ""]:
     term = dsr.SpeedRegularizedTerm(dfx.ODETerm(model.field), order)
-    controller = dfx.PIDController(rtol=TOLERANCE, atol=TOLERANCE, norm=term.norm)
-    solution = dfx.diffeqsolve(
-        term,
-        SOLVER,
-        0.0,
-        1.0,
-        None,
-        term.init(batch.images),
-        stepsize_controller=controller,
-        max_steps=MAX_STEPS,
+    regularized = dsr.InitialValueProblem(term, term.init(batch.images))
+    solution = dsr.solve_adaptive(
+        regularized, SOLVER, TOLERANCE, norm=term.norm, max_steps=MAX_STEPS
     )
     y1, speed = term.split(dsr.final_state(solution))
     return cross_entropy(model, y1, batch) + weight * speed

@@ -48,7 +48,7 @@ class Expansion:
         inputs: Sequence[Series],
         *,
         tangent: bool = False,
-        known: Mapping[jex.Var, Series] = {},
+        known: Mapping[jex.Var, Series] | None = None,
     ) -> list[Series]:
         """The series of the outputs, for those of the inputs.
 
@@ -57,7 +57,7 @@ class Expansion:
         computed.
         """
         jaxpr = closed.jaxpr
-        env = dict(known)
+        env = dict(known or {})
         env.update(zip(jaxpr.constvars, map(self._constant, closed.consts)))
         env.update(zip(jaxpr.invars, inputs))
 
@@ -67,7 +67,7 @@ class Expansion:
             return env[atom]
 
         for eqn in jaxpr.eqns:
-            if known and all(var in known for var in eqn.outvars):
+            if all(var in env for var in eqn.outvars):
                 continue
             operation = Operation.from_equation(eqn)
             outputs = self._equation(operation, [read(a) for a in eqn.invars], tangent)

@@ -22,14 +22,14 @@ class AlternatingState(eqx.Module):
 
     - `model`: what is trained on data.
     - `solver`: the Taylor-Lagrange solver, with its midpoint.
-    - `model_optimizer`, `solver_optimizer`: the optimizers' states.
+    - `model_opt_state`, `solver_opt_state`: the optimizers' states.
     - `step`: how many dynamics steps were made.
     """
 
     model: PyTree[Any]
     solver: TaylorLagrangeSolver
-    model_optimizer: PyTree[Any]
-    solver_optimizer: PyTree[Any]
+    model_opt_state: PyTree[Any]
+    solver_opt_state: PyTree[Any]
     step: Int[Array, ""]
 
 
@@ -128,11 +128,11 @@ class AlternatingTrainer(eqx.Module):
         (_, data_loss), grads = eqx.filter_value_and_grad(objective, has_aux=True)(
             state.model
         )
-        model, optimizer = _update(
-            self.model_optimizer, state.model, grads, state.model_optimizer
+        model, opt_state = _update(
+            self.model_optimizer, state.model, grads, state.model_opt_state
         )
         state = AlternatingState(
-            model, state.solver, optimizer, state.solver_optimizer, state.step + 1
+            model, state.solver, opt_state, state.solver_opt_state, state.step + 1
         )
         return state, data_loss
 
@@ -166,11 +166,11 @@ class AlternatingTrainer(eqx.Module):
         error, grads = eqx.filter_value_and_grad(midpoint_loss)(
             state.solver, problem, target, num_steps=self.num_steps
         )
-        solver, optimizer = _update(
-            self.solver_optimizer, state.solver, grads, state.solver_optimizer
+        solver, opt_state = _update(
+            self.solver_optimizer, state.solver, grads, state.solver_opt_state
         )
         state = AlternatingState(
-            state.model, solver, state.model_optimizer, optimizer, state.step
+            state.model, solver, state.model_opt_state, opt_state, state.step
         )
         return state, error
 
@@ -221,10 +221,10 @@ def _update(
     optimizer: optax.GradientTransformation,
     trained: PyTree[Any],
     grads: PyTree[Array],
-    optimizer_state: PyTree[Any],
+    opt_state: PyTree[Any],
 ) -> tuple[PyTree[Any], PyTree[Any]]:
     params = eqx.filter(trained, eqx.is_inexact_array)
     # Optax mixes integers and floats.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
-    return eqx.apply_updates(trained, updates), optimizer_state
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+    return eqx.apply_updates(trained, updates), opt_state
