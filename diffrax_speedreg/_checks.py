@@ -1,22 +1,30 @@
 """What the public interfaces ask of their arguments, and how they say so."""
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, PyTree
 
 
-def check_order(order: Any, name: str = "order") -> None:
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+def check_positive_integer(value: Any, name: str) -> int:
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        integer = 0
+    if isinstance(value, bool) or integer < 1:
         raise ValueError(
             f"`{name}` must be a positive integer, such as `{name}=3`, but got "
-            f"{order!r}."
+            f"{value!r}."
         )
+    return integer
 
 
 def as_state(y: PyTree[Any]) -> PyTree[Array]:
@@ -39,24 +47,28 @@ def as_state(y: PyTree[Any]) -> PyTree[Array]:
     return jtu.tree_map_with_path(check, y)
 
 
-def check_derivative(derivative: PyTree[Any], y: PyTree[Array]) -> None:
-    """Checks that a vector field gives what can be added to the state."""
-    structure, expected = jtu.tree_structure(derivative), jtu.tree_structure(y)
+def check_like_state(
+    tree: PyTree[Any], y: PyTree[Array], name: str, *, dtypes: bool = True
+) -> None:
+    """Checks that something has the structure and shapes of the state."""
+    structure, expected = jtu.tree_structure(tree), jtu.tree_structure(y)
     if structure != expected:
         raise ValueError(
-            "The vector field must return a pytree of the same structure as the "
-            f"state. It returned {structure}, but the state is {expected}."
+            f"{name} must return a pytree of the same structure as the state. It "
+            f"returned {structure}, but the state is {expected}."
         )
 
-    def check(path: Any, dy: Any, leaf: Any) -> None:
-        if dy.shape != leaf.shape or dy.dtype != leaf.dtype:
+    def check(path: Any, leaf: Any, state: Array) -> None:
+        same_dtype = leaf.dtype == state.dtype or not dtypes
+        if leaf.shape != state.shape or not same_dtype:
+            wanted = "shapes and dtypes" if dtypes else "shapes"
             raise ValueError(
-                "The vector field must return arrays of the shapes and dtypes of the "
-                f"state. At `y{jtu.keystr(path)}` it returned {_short(dy)}, but the "
-                f"state is {_short(leaf)}."
+                f"{name} must return arrays of the {wanted} of the state. At "
+                f"`y{jtu.keystr(path)}` it returned {_short(leaf)}, but the state is "
+                f"{_short(state)}."
             )
 
-    jtu.tree_map_with_path(check, derivative, y)
+    jtu.tree_map_with_path(check, tree, y)
 
 
 def check_time_driven(term: Any) -> None:
@@ -67,19 +79,36 @@ def check_time_driven(term: Any) -> None:
             "`f(t, y, args)` as `diffrax.ODETerm(f)`."
         )
     # `ControlTerm.to_ode()` is an `ODETerm` that holds the control: look no deeper.
-    opaque = (dfx.ODETerm, dfx.ControlTerm, dfx.AbstractBrownianPath)
+    opaque = (dfx.ODETerm, dfx.ControlTerm, dfx.AbstractPath)
     parts = jtu.tree_leaves(term, is_leaf=lambda x: isinstance(x, opaque))
-    driven = [p for p in parts if isinstance(p, opaque[1:])]
-    time = jnp.zeros(())
-    control = eqx.filter_eval_shape(term.contr, time, time)
-    if driven or any(leaf.shape != () for leaf in jtu.tree_leaves(control)):
-        culprit = driven[0] if driven else term
+    paths = [p for p in parts if isinstance(p, opaque[1:])]
+    if any(isinstance(p, dfx.ControlTerm | dfx.AbstractBrownianPath) for p in paths):
+        driven_by_time = False
+    else:
+        driven_by_time = _is_proportional_to_time(term.contr, otherwise=not paths)
+    if not driven_by_time:
         raise ValueError(
             "The term must be driven by time, that is of the form `f(t, y, args) dt`, "
-            f"but got {type(culprit).__name__}, which is driven by a path. Stochastic "
-            "differential equations have no Taylor series; for a differentiable "
-            "control use `diffrax.ControlTerm(...).to_ode()`."
+            f"but {type(term).__name__} is driven by "
+            f"{' and '.join(type(p).__name__ for p in paths) or 'something else'}. "
+            "Stochastic differential equations have no Taylor series; for a "
+            "differentiable control use `diffrax.ControlTerm(...).to_ode()`."
         )
+
+
+def _is_proportional_to_time(
+    contr: Callable[[float, float], PyTree[ArrayLike]], *, otherwise: bool
+) -> bool:
+    """Whether a control is a multiple of `t1 - t0`; `otherwise`, if it is traced."""
+    intervals = ((0.0, 1.0), (2.0, 3.0), (0.25, 0.75))
+    with jax.ensure_compile_time_eval():
+        controls = [jtu.tree_leaves(contr(t0, t1)) for t0, t1 in intervals]
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in sum(controls, [])):
+        return otherwise
+    return all(
+        np.shape(unit) == () and unit == later and np.isclose(unit, 2 * half)
+        for unit, later, half in zip(*controls)
+    )
 
 
 def _short(leaf: Any) -> str:

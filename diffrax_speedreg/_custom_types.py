@@ -14,6 +14,7 @@ else:
     RealScalarLike = Real[ArrayLike, ""]
 
 Args: TypeAlias = PyTree[Any]
+Control: TypeAlias = PyTree[Shaped[ArrayLike, "?*control"], "Control"]
 DenseInfo: TypeAlias = dict[str, PyTree[Array]]
 VF: TypeAlias = PyTree[Shaped[ArrayLike, "?*vf"], "VF"]
 Y: TypeAlias = PyTree[Shaped[ArrayLike, "?*y"], "Y"]

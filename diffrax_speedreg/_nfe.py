@@ -6,7 +6,7 @@ from ._solver.taylor_lagrange import TaylorLagrangeSolver
 
 
 def nfe(
-    solver: dfx.AbstractSolver, solution: dfx.Solution, *, adaptive: bool = True
+    solver: dfx.AbstractSolver, solution: dfx.Solution, *, adaptive: bool | None = None
 ) -> Int[Array, "..."]:
     """The number of evaluations of the vector field in a solve, with rejected steps.
 
@@ -20,8 +20,8 @@ def nfe(
     - `solver`: the solver: an explicit Runge-Kutta method of Diffrax's (`Tsit5`,
         `Dopri5`, `Dopri8`, `Bosh3`, `Heun`, `Midpoint`, `Ralston`), `Euler`, or ours.
     - `solution`: what `diffrax.diffeqsolve` returned with that solver.
-    - `adaptive`: whether steps were adaptive, for which a Taylor method evaluates an
-        error estimate.
+    - `adaptive`: whether steps were adaptive. Only needed for a Taylor method, which
+        then evaluates an error estimate.
 
     **Returns:**
 
@@ -31,7 +31,8 @@ def nfe(
     **Raises:**
 
     A `ValueError` for a solver whose evaluations are not known: implicit ones, for
-    which they depend on the iterations of a root finder.
+    which they depend on the iterations of a root finder; and for a Taylor method if
+    `adaptive` is not passed.
     """
     if isinstance(solver, dfx.AbstractERK) and isinstance(
         solver.tableau, dfx.ButcherTableau
@@ -41,6 +42,11 @@ def nfe(
     elif isinstance(solver, dfx.Euler):
         first, per_step = 0, 1
     elif isinstance(solver, TaylorLagrangeSolver):
+        if adaptive is None:
+            raise ValueError(
+                "For a `TaylorLagrangeSolver` pass `adaptive=True` or `False`: it "
+                "evaluates an error estimate only if steps are adaptive."
+            )
         first, per_step = 0, solver.coefficients_per_step(adaptive)
     else:
         raise ValueError(

@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
-from ._checks import check_order
+from ._checks import as_state, check_positive_integer
 from ._custom_types import Args, RealScalarLike, Y
 from ._misc import real_dtype
 
@@ -44,15 +44,15 @@ def solve_fixed(
 
     - `problem`: what to solve.
     - `solver`: any Diffrax solver that makes fixed steps.
-    - `num_steps`: how many steps, at least 1.
+    - `num_steps`: how many steps, at least 1. The two times must differ.
 
     **Returns:**
 
     The solution, with the final state in `ys` (whose leaves have a first axis of size
     1), and the solver's own final state in `solver_state`.
     """
-    check_order(num_steps, "num_steps")
-    t0, t1 = _times(problem)
+    num_steps = check_positive_integer(num_steps, "num_steps")
+    t0, t1, y0 = _initial(problem)
     ts = jnp.linspace(t0, t1, num_steps + 1)
     return dfx.diffeqsolve(
         problem.term,
@@ -60,7 +60,7 @@ def solve_fixed(
         t0,
         t1,
         None,
-        problem.y0,
+        y0,
         problem.args,
         saveat=dfx.SaveAt(t1=True, solver_state=True),
         stepsize_controller=dfx.StepTo(ts),
@@ -82,7 +82,7 @@ def solve_adaptive(
 
     - `problem`: what to solve.
     - `solver`: any adaptive Diffrax solver.
-    - `tolerance`: relative and absolute, per step.
+    - `tolerance`: relative and absolute, per step; positive.
     - `norm`: of the error, as for `diffrax.PIDController`.
     - `max_steps`: as for `diffrax.diffeqsolve`. For gradients, a number not far above
         what the solve needs is fastest.
@@ -92,14 +92,16 @@ def solve_adaptive(
     The solution, with the final state in `ys` (whose leaves have a first axis of size
     1).
     """
-    t0, t1 = _times(problem)
+    if not tolerance > 0:
+        raise ValueError(f"`tolerance` must be positive, but got {tolerance!r}.")
+    t0, t1, y0 = _initial(problem)
     return dfx.diffeqsolve(
         problem.term,
         solver,
         t0,
         t1,
         None,
-        problem.y0,
+        y0,
         problem.args,
         stepsize_controller=dfx.PIDController(
             rtol=tolerance, atol=tolerance, norm=norm
@@ -113,17 +115,32 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
 
     **Arguments:**
 
-    - `solution`: of a solve whose last saved state is the one at `t1`, as by default.
+    - `solution`: of a solve that saved states: by `SaveAt(t1=True)`, the default, or at
+        other times or all steps.
 
     **Returns:**
 
     The state: its leaves do not have the first axis that those of `solution.ys` do.
+
+    **Raises:**
+
+    A `ValueError` if no states were saved, or several sets of them.
     """
-    return jtu.tree_map(lambda leaf: leaf[-1], solution.ys)
+    ts = solution.ts
+    if solution.ys is None or not isinstance(ts, Array):
+        raise ValueError(
+            "The solution must have saved one sequence of states, as "
+            "`diffrax.SaveAt(t1=True)` does. `SaveAt(dense=True)` alone saves none, "
+            "and `SaveAt(subs=...)` several."
+        )
+    # Where steps are saved, infinities fill up what `max_steps` leaves room for.
+    last = 0 if len(ts) == 1 else jnp.sum(jnp.isfinite(ts)) - 1
+    return jtu.tree_map(lambda leaf: leaf[last], solution.ys)
 
 
-def _times(problem: InitialValueProblem) -> tuple[Array, Array]:
+def _initial(problem: InitialValueProblem) -> tuple[Array, Array, PyTree[Array]]:
+    y0 = as_state(problem.y0)
     # Diffrax promotes the state to the dtype of time; Python's numbers are no reason.
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(problem.y0))
-    return jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype)
+        dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(y0))
+    return jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype), y0

@@ -9,7 +9,12 @@ import jax.tree_util as jtu
 from equinox.internal import ω
 from jaxtyping import Array, PyTree
 
-from ._checks import as_state, check_derivative, check_order, check_time_driven
+from ._checks import (
+    as_state,
+    check_like_state,
+    check_positive_integer,
+    check_time_driven,
+)
 from ._custom_types import Args, Coefficients, RealScalarLike, VF, Y
 from ._engine.expand import Expansion
 from ._engine.series import Integral, polynomial
@@ -51,7 +56,7 @@ class SolutionSeries:
         closed, (dy_struct, aux_struct) = jax.make_jaxpr(field, return_shape=True)(
             t0, y0
         )
-        check_derivative(dy_struct, y0)
+        check_like_state(dy_struct, y0, "The vector field")
         leaves, self._structure = jtu.tree_flatten(y0)
         integrals = [Integral(leaf) for leaf in leaves]
         self._leaves = [integral.series for integral in integrals]
@@ -131,9 +136,11 @@ def taylor_coefficients(
     evolve (integers, say), if the term is not driven by time, or if it returns
     something that is not like `y`.
 
-    **Cost:** about that of `order` evaluations of the vector field.
+    **Cost:** about that of `order` evaluations of the vector field, as each matrix
+    product in it is made once for each order. But the cost of loops, branches and
+    `jax.numpy.linalg.solve` doubles with each order.
     """
-    check_order(order)
+    order = check_positive_integer(order, "order")
     series = solution_series(term, t, y, args)
     coefficients = [series.coefficient(k) for k in range(order + 1)]
     return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *coefficients)
@@ -154,6 +161,6 @@ def total_derivative(
     A pytree like `y`, in the units of $y$ divided by those of time to the power
     `order`.
     """
-    check_order(order)
+    order = check_positive_integer(order, "order")
     coefficient = solution_series(term, t, y, args).coefficient(order)
     return (coefficient**ω * float(math.factorial(order))).ω

@@ -1,5 +1,5 @@
 import math
-from typing import Generic, TypeVar
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,14 +9,10 @@ import optimistix as optx
 from equinox.internal import ω
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
-from ._checks import as_state, check_order, check_time_driven
-from ._custom_types import Args, RealScalarLike, Y
+from ._checks import as_state, check_positive_integer, check_time_driven
+from ._custom_types import Args, Control, RealScalarLike, VF, Y
 from ._misc import mean_square, real_dtype
 from ._solution import solution_series
-
-
-_VF = TypeVar("_VF")
-_Control = TypeVar("_Control")
 
 
 class SpeedState(eqx.Module):
@@ -34,13 +30,13 @@ class SpeedState(eqx.Module):
     signed_speed: Shaped[Array, "..."]
 
 
-class _SpeedVF(eqx.Module, Generic[_VF]):
-    y: _VF
+class _SpeedVF(eqx.Module):
+    y: VF
     speed: Inexact[Array, ""]
 
 
-class _SpeedControl(eqx.Module, Generic[_Control]):
-    y: _Control
+class _SpeedControl(eqx.Module):
+    y: Control
     dt: RealScalarLike
 
 
@@ -90,7 +86,7 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
     order: int = eqx.field(static=True, default=3)
 
     def __check_init__(self):
-        check_order(self.order)
+        check_positive_integer(self.order, "order")
         check_time_driven(self.term)
 
     def init(self, y0: Y) -> SpeedState:
@@ -124,6 +120,7 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         the units of the squared state divided by those of time to the power
         `2 * order - 1`.
         """
+        _check_augmented(ys)
         return ys.y, jnp.abs(jnp.real(ys.signed_speed))
 
     @staticmethod
@@ -144,6 +141,7 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         return optx.rms_norm(state.y if isinstance(state, SpeedState) else state)
 
     def vf(self, t: RealScalarLike, y: SpeedState, args: Args) -> _SpeedVF:
+        _check_augmented(y)
         series = solution_series(self.term, t, y.y, args)
         factorial = float(math.factorial(self.order))
         derivative = (series.coefficient(self.order) ** ω * factorial).ω
@@ -170,3 +168,11 @@ SpeedRegularizedTerm.__init__.__doc__ = """**Arguments:**
 A `ValueError` is raised for an order that is not a positive integer, and for a term
 that is driven by something other than time.
 """
+
+
+def _check_augmented(state: Any) -> None:
+    if not isinstance(state, SpeedState):
+        raise ValueError(
+            "The state of a `SpeedRegularizedTerm` must be a `SpeedState`, but got "
+            f"{eqx.tree_pformat(state)}. Pass `term.init(y0)` as the initial state."
+        )

@@ -167,7 +167,8 @@ class Recorder:
         self.seconds.append(time.perf_counter() - self._start)
         self.bar.update()
         if len(self.seconds) % self.steps_per_epoch == 0:
-            self.nfe.append(int(count_evaluations(model, self.test)))
+            with dsr.solving(len(self.seconds)):
+                self.nfe.append(int(count_evaluations(model, self.test)))
             self.bar.set_postfix(loss=f"{loss:.4f}", nfe=self.nfe[-1])
         if len(self.seconds) == self.bar.total:
             self.bar.close()
@@ -289,7 +290,7 @@ def arguments() -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--seed", type=report.nonnegative(int), default=0, help="decides everything")
+    add("--seed", type=report.seed, default=0, help="decides everything")
     add("--epochs", type=report.positive(int), default=60, help="passes over the data")
     add("--learning-rate", type=report.positive(float), default=3e-3, help="Adam's")
     add("--order", type=report.positive(int), default=3, help="K of the speed R_K")

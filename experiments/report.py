@@ -66,6 +66,13 @@ def _number(
     return parse
 
 
+def seed(text: str) -> int:
+    value = nonnegative(int)(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be below 2**32, but got {text!r}")
+    return int(value)
+
+
 def writable_folder(text: str) -> Path:
     """Makes the folder, before anything that takes long."""
     folder = Path(text)

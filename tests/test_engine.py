@@ -167,6 +167,52 @@ def test_one_matrix_product_per_layer_and_order(activation):
     assert count == order * (depth + 1)
 
 
+@pytest.mark.parametrize("order", (2, 4, 6))
+def test_linear_cost_of_triangular_solves(order):
+    def field(t, y, args):
+        return jax.scipy.linalg.solve_triangular(jnp.outer(y, y) + jnp.eye(3), y)
+
+    term = dfx.ODETerm(field)
+    jaxpr = jax.make_jaxpr(lambda y: dsr.total_derivative(term, 0.0, y, order=order))
+    assert count_primitive(jaxpr(jnp.ones(3)).jaxpr, "triangular_solve") == order
+
+
+@pytest.mark.parametrize("unit_diagonal", (True, False))
+@pytest.mark.parametrize("lower", (True, False))
+@pytest.mark.parametrize("trans", ("N", "T"))
+def test_triangular_solve(trans, lower, unit_diagonal):
+    def field(t, y):
+        matrix = jnp.sin(jnp.outer(y, y) + t) + 2 * jnp.eye(4)
+        return jax.scipy.linalg.solve_triangular(
+            matrix, jnp.cos(y), trans=trans, lower=lower, unit_diagonal=unit_diagonal
+        )
+
+    _check(field, jr.normal(jr.key(0), (4,)), order=4)
+
+
+def test_batched_triangular_solve_from_the_right():
+    def field(t, y):
+        identity = jnp.eye(2, dtype=y.dtype)[None]
+        matrix = lax.complex(t, t) * y * jnp.swapaxes(y, -1, -2) + 3 * identity
+        return lax.linalg.triangular_solve(
+            matrix, y, left_side=False, lower=True, transpose_a=True, conjugate_a=True
+        )
+
+    real, imaginary = jr.normal(jr.key(0), (2, 3, 2, 2))
+    y = lax.complex(real, imaginary)
+    _check(field, y, order=3)
+
+
+def test_effects_are_kept(capfd):
+    def field(t, y, args):
+        jax.debug.print("state {}", y)
+        return -y
+
+    dsr.taylor_coefficients(dfx.ODETerm(field), 0.0, jnp.array(0.125), order=2)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("state 0.125") == 1
+
+
 def test_equal_functions_with_different_rules():
     """`custom_jvp` functions that compute the same, but have other derivatives."""
 

@@ -78,7 +78,7 @@ def test_taylor(order, midpoint, per_step):
     assert dsr.nfe(solver, fixed, adaptive=False) == 4 * per_step
     adaptive = dsr.solve_adaptive(problem, solver, 1e-3)
     steps = adaptive.stats["num_steps"]
-    assert dsr.nfe(solver, adaptive) == (per_step + 1) * steps
+    assert dsr.nfe(solver, adaptive, adaptive=True) == (per_step + 1) * steps
 
 
 def test_under_vmap():
@@ -92,6 +92,13 @@ def test_under_vmap():
     y0 = jnp.array([0.01, 1.0, 100.0])
     expected = jnp.stack([jnp.asarray(evaluations(y)) for y in y0])
     assert jnp.array_equal(jax.vmap(evaluations)(y0), expected)
+
+
+def test_taylor_needs_to_know_whether_steps_are_adaptive():
+    solver = dsr.TaylorLagrangeSolver(2)
+    problem = dsr.InitialValueProblem(dfx.ODETerm(lambda t, y, args: -y), jnp.ones(2))
+    with pytest.raises(ValueError, match="pass `adaptive=True` or `False`"):
+        dsr.nfe(solver, dsr.solve_fixed(problem, solver, 2))
 
 
 def test_unknown_solver():

@@ -3,12 +3,13 @@
 import importlib.metadata
 import inspect
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
-import jax.numpy as jnp
 import jaxtyping
 import pytest
 
@@ -59,11 +60,15 @@ def test_docstring(name):
 
 
 def test_readme_runs():
+    """In a process of its own, as a user would: in float32 and without type checks."""
     text = (_root / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    namespace = {}
-    exec(compile(example, "README.md", "exec"), namespace)
-    assert jnp.isfinite(namespace["value"])
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    code += "\nassert value > 0 and jax.numpy.isfinite(loss_before)\nprint(state.step)"
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "2\n"
 
 
 def test_readme_states_the_python_version():

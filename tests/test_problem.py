@@ -42,3 +42,48 @@ def test_bad_number_of_steps(num_steps, without_type_checks):
     problem = dsr.InitialValueProblem(_decay, jnp.array([2.0]), args=1.0)
     with pytest.raises(ValueError, match="`num_steps` must be a positive integer"):
         dsr.solve_fixed(problem, dfx.Euler(), num_steps)
+
+
+def test_final_state_of_saved_steps():
+    problem = dsr.InitialValueProblem(_decay, jnp.array([2.0]), args=1.0)
+    solution = dfx.diffeqsolve(
+        problem.term,
+        dfx.Tsit5(),
+        0.0,
+        1.0,
+        0.1,
+        problem.y0,
+        problem.args,
+        saveat=dfx.SaveAt(steps=True),
+        max_steps=64,
+    )
+    assert not jnp.all(jnp.isfinite(solution.ys))
+    expected = 2 * jnp.exp(jnp.array([-1.0]))
+    assert tree_allclose(dsr.final_state(solution), expected, rtol=1e-6, atol=0.0)
+
+
+def test_final_state_of_dense_output():
+    solution = dfx.diffeqsolve(
+        dfx.ODETerm(lambda t, y, args: -y),
+        dfx.Tsit5(),
+        0.0,
+        1.0,
+        0.1,
+        jnp.array(1.0),
+        saveat=dfx.SaveAt(dense=True),
+    )
+    with pytest.raises(ValueError, match="must have saved one sequence of states"):
+        dsr.final_state(solution)
+
+
+def test_integer_initial_state():
+    problem = dsr.InitialValueProblem(_decay, jnp.array([2]), args=1.0)
+    with pytest.raises(ValueError, match=r"floating-point.*i64\[1\]"):
+        dsr.solve_fixed(problem, dfx.Euler(), 3)
+
+
+@pytest.mark.parametrize("tolerance", (0.0, -1e-6, float("nan")))
+def test_bad_tolerance(tolerance):
+    problem = dsr.InitialValueProblem(_decay, jnp.array([2.0]), args=1.0)
+    with pytest.raises(ValueError, match="`tolerance` must be positive"):
+        dsr.solve_adaptive(problem, dfx.Tsit5(), tolerance)

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -246,10 +248,57 @@ def test_stochastic_term():
     path = dfx.VirtualBrownianTree(0.0, 1.0, 1e-3, (), jr.key(0))
     drift = dfx.ODETerm(lambda t, y, args: y)
     noise = dfx.ControlTerm(lambda t, y, args: y, path)
-    with pytest.raises(ValueError, match="driven by time.*ControlTerm.*to_ode"):
+    with pytest.raises(
+        ValueError, match="driven by time.*MultiTerm.*ControlTerm.*to_ode"
+    ):
         dsr.taylor_coefficients(
             dfx.MultiTerm(drift, noise), 0.0, jnp.array(1.0), order=2
         )
+
+
+class _Driven(dfx.AbstractTerm):
+    """A term of a user's own, driven by whatever `control` says."""
+
+    control: Callable
+
+    def vf(self, t, y, args):
+        return -y
+
+    def contr(self, t0, t1, **kwargs):
+        return self.control(t0, t1)
+
+    def prod(self, vf, control):
+        return vf * control
+
+
+def test_own_term():
+    y = jnp.array([1.0, 2.0])
+    term = _Driven(lambda t0, t1: 3.0 * (t1 - t0))
+    coefficients = dsr.taylor_coefficients(term, 0.5, y, order=3)
+    expected = nested_coefficients(lambda t, y: -3 * y, 0.5, y, 3)
+    assert tree_allclose(coefficients, expected, **tolerance(y.dtype))
+
+
+@pytest.mark.parametrize("jit", (True, False))
+def test_own_term_driven_by_a_path(jit):
+    ts = jnp.linspace(0.0, 1.0, 5)
+    path = dfx.CubicInterpolation(ts, dfx.backward_hermite_coefficients(ts, ts**2))
+    wrap = eqx.filter_jit if jit else lambda function: function
+
+    class Driven(dfx.AbstractTerm):
+        path: dfx.AbstractPath
+
+        def vf(self, t, y, args):
+            return -y
+
+        def contr(self, t0, t1, **kwargs):
+            return self.path.evaluate(t0, t1)
+
+        def prod(self, vf, control):
+            return vf * control
+
+    with pytest.raises(ValueError, match="Driven is driven by CubicInterpolation"):
+        wrap(dsr.taylor_coefficients)(Driven(path), 0.3, jnp.array(1.0), order=2)
 
 
 def test_not_a_term(without_type_checks):

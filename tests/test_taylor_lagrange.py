@@ -247,16 +247,15 @@ def test_vmap_and_jit():
     assert tree_allclose(batched, expected, **tolerance(y0.dtype))
 
 
-def test_float32_under_x64():
-    midpoint = _fresh_midpoint()
-    midpoint = jtu.tree_map(
-        lambda x: x.astype(jnp.float32) if eqx.is_array(x) else x, midpoint
-    )
-    solver = dsr.TaylorLagrangeSolver(3, midpoint)
+@pytest.mark.parametrize("dtype", (jnp.float32, None))
+def test_float32_under_x64(dtype):
+    """Also if the midpoint's weights have a higher precision."""
+    solver = dsr.TaylorLagrangeSolver(3, dsr.MidpointMLP(2, dtype=dtype, key=jr.key(0)))
     problem = dsr.InitialValueProblem(
         dfx.ODETerm(lambda t, y, args: -y), _y0.astype(jnp.float32)
     )
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 10))
+    with jax.numpy_dtype_promotion("strict" if dtype else "standard"):
+        y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 10))
     expected = (_y0 * jnp.exp(-1.0)).astype(jnp.float32)
     assert tree_allclose(y1, expected, rtol=1e-5, atol=1e-5)
 
@@ -274,6 +273,23 @@ def test_batches_share_a_midpoint():
     single = jax.vmap(jax.vmap(lambda z: midpoint(0.1, 0.5, z, z, None)))(y)
     assert jnp.max(jnp.abs(together)) > 1e-3
     assert tree_allclose(together, single, **tolerance(y.dtype))
+
+
+def test_midpoint_of_another_shape():
+    class Wrong(dsr.AbstractMidpoint):
+        def __call__(self, t, dt, y, dy, args):
+            return jnp.zeros((3, 2))
+
+    problem = dsr.InitialValueProblem(_pendulum, _y0)
+    with pytest.raises(ValueError, match=r"The midpoint must.*f64\[3,2\].*f64\[2\]"):
+        dsr.solve_fixed(problem, dsr.TaylorLagrangeSolver(2, Wrong()), 2)
+
+
+def test_half_solver_and_events():
+    solver = dfx.HalfSolver(dsr.TaylorLagrangeSolver(2, _fresh_midpoint()))
+    event = dfx.Event(lambda t, y, args, **kwargs: y[0] < 0.5)
+    solution = _adaptive(_pendulum, solver, 0.0, 9.0, _y0, 1e-6, event=event)
+    assert 0 < solution.ts[0] < 9 and solution.ys[0, 0] < 0.5
 
 
 @pytest.mark.parametrize("order", (0, -1, 2.5))

@@ -208,8 +208,16 @@ def test_bad_order(order, without_type_checks):
 def test_controlled_term():
     path = dfx.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
     term = dfx.ControlTerm(lambda t, y, args: y, path)
-    with pytest.raises(ValueError, match=r"driven by time.*ControlTerm.*\.to_ode\(\)"):
+    with pytest.raises(ValueError, match=r"driven by time.*by ControlTerm\..*\.to_ode"):
         dsr.SpeedRegularizedTerm(term)
+
+
+def test_state_that_is_not_augmented(without_type_checks):
+    term = dsr.SpeedRegularizedTerm(_decay)
+    with pytest.raises(ValueError, match=r"must be a `SpeedState`.*term\.init\(y0\)"):
+        _solve(term, jnp.array(1.0))
+    with pytest.raises(ValueError, match=r"must be a `SpeedState`, but got f64\[3\]"):
+        term.split(jnp.ones(3))
 
 
 def test_integer_state():

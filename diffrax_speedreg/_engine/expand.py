@@ -36,6 +36,10 @@ class Expansion:
     within its own derivative: for `tanh`, $v' = (1 - v^2)\, u'$ refers to $v$, and so
     the recurrence that one would write by hand falls out, at the price of the products
     in it.
+
+    A function with a custom rule is taken at its rule's word: its derivative is what
+    the rule says, also where the rule computes the function's value in another way, as
+    those of straight-through estimators do.
     """
 
     def __init__(self) -> None:
@@ -67,11 +71,16 @@ class Expansion:
             return env[atom]
 
         for eqn in jaxpr.eqns:
-            if all(var in env for var in eqn.outvars):
+            if eqn.outvars and all(var in env for var in eqn.outvars):
                 continue
             operation = Operation.from_equation(eqn)
-            outputs = self._equation(operation, [read(a) for a in eqn.invars], tangent)
-            env.update(zip(eqn.outvars, outputs))
+            arguments = [read(atom) for atom in eqn.invars]
+            if eqn.outvars:
+                outputs = self._equation(operation, arguments, tangent)
+                env.update(zip(eqn.outvars, outputs))
+            elif not tangent:
+                # Nobody will ask for what is only there for its effect: `jax.debug`.
+                operation.bind(*(s.array(0) for s in arguments))
         return [read(atom) for atom in jaxpr.outvars]
 
     def _constant(self, value: Array | np.ndarray) -> Series:

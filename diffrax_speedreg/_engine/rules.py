@@ -119,11 +119,37 @@ def _quotient(
     def recurrence(order: int) -> Sequence[Coefficient]:
         lower = range(1, order + 1)
         known = _cauchy(jnp.multiply, denominator, output, order, lower)
-        terms = [numerator.coefficient(order), None if known is None else -known]
-        remaining = _total(terms)
+        remaining = _difference(numerator.coefficient(order), known)
         if remaining is None:
             return [None]
         return operation.bind(remaining, denominator.array(0))
+
+    return recurrence
+
+
+def _triangular_solve(
+    operation: Operation, inputs: Sequence[Series], outputs: Sequence[Series]
+) -> Recurrence:
+    r"""From $A x = b$: $A_0 x_k = b_k - \sum_{j \geq 1} A_j x_{k - j}$."""
+    matrix, right_hand_side = inputs
+    (solution,) = outputs
+    params = operation.params
+
+    def product(a: Array, x: Array) -> Array:
+        # Of the triangle that is looked at, and the diagonal if it is.
+        offset = 1 if params["unit_diagonal"] else 0
+        a = jnp.tril(a, -offset) if params["lower"] else jnp.triu(a, offset)
+        a = jnp.conj(a) if params["conjugate_a"] else a
+        a = jnp.swapaxes(a, -1, -2) if params["transpose_a"] else a
+        return a @ x if params["left_side"] else x @ a
+
+    def recurrence(order: int) -> Sequence[Coefficient]:
+        lower = range(1, order + 1)
+        known = _cauchy(product, matrix, solution, order, lower)
+        remaining = _difference(right_hand_side.coefficient(order), known)
+        if remaining is None:
+            return [None]
+        return operation.bind(matrix.array(0), remaining)
 
     return recurrence
 
@@ -142,6 +168,10 @@ def _cauchy(
         b = None if a is None else right.coefficient(order - j)
         terms.append(None if a is None or b is None else product(a, b))
     return _total(terms)
+
+
+def _difference(left: Coefficient, right: Coefficient) -> Coefficient:
+    return _total([left, None if right is None else -right])
 
 
 def _total(terms: Sequence[Coefficient]) -> Coefficient:
@@ -186,6 +216,7 @@ rules: dict[jex.Primitive, Rule] = {
     jexp.square_p: _square,
     jexp.integer_pow_p: _integer_pow,
     jexp.div_p: _quotient,
+    jexp.triangular_solve_p: _triangular_solve,
 }
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 
+from .._checks import check_positive_integer
 from .._custom_types import Args, RealScalarLike
 
 
@@ -62,6 +63,7 @@ class MidpointMLP(AbstractMidpoint):
         width: int = 32,
         depth: int = 1,
         activation: Callable[[Array], Array] = jax.nn.tanh,
+        dtype: DTypeLike | None = None,
         *,
         key: Key[Array, ""],
     ):
@@ -70,11 +72,18 @@ class MidpointMLP(AbstractMidpoint):
         - `state_size`: the size of the last axis of the state.
         - `width`, `depth`: the size and the number of the hidden layers.
         - `activation`: of the hidden layers.
+        - `dtype`: of the weights; that of the state, best. By default, JAX's.
         - `key`: a `jax.random.key` for the initial weights of the hidden layers.
         """
-        self.state_size = state_size
+        self.state_size = check_positive_integer(state_size, "state_size")
         mlp = eqx.nn.MLP(
-            state_size + 2, state_size, width, depth, activation=activation, key=key
+            state_size + 2,
+            state_size,
+            width,
+            depth,
+            activation=activation,
+            dtype=dtype,
+            key=key,
         )
         self.mlp = eqx.tree_at(
             lambda m: (m.layers[-1].weight, m.layers[-1].bias),
@@ -97,7 +106,8 @@ class MidpointMLP(AbstractMidpoint):
                 f"This `MidpointMLP` is for states that are one array of shape "
                 f"`(..., {size})`, but got {eqx.tree_pformat(y)}. Pass the size of the "
                 "state's last axis as `state_size`, or subclass `AbstractMidpoint` for "
-                "other states."
+                "other states; and use another adjoint than `BacksolveAdjoint`, which "
+                "solves for larger ones."
             )
         times = jnp.stack([jnp.asarray(t, y.dtype), jnp.asarray(dt, y.dtype)])
         times = jnp.broadcast_to(times, (*y.shape[:-1], 2))

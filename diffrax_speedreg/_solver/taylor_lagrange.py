@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from equinox.internal import ω
 from jaxtyping import Array, Inexact, PyTree
 
-from .._checks import check_order, check_time_driven
+from .._checks import check_like_state, check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import mean_square, real_dtype
 from .._solution import SolutionSeries
@@ -84,7 +84,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
             [`diffrax_speedreg.AbstractMidpoint`][], or `None` for a truncated Taylor
             method.
         """
-        check_order(order)
+        order = check_positive_integer(order, "order")
         if not isinstance(remainder, AbstractMidpoint | None):
             raise ValueError(
                 "`remainder` must be an `AbstractMidpoint`, such as `MidpointMLP`, or "
@@ -173,6 +173,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         direction = jnp.where(backward, -1, 1).astype(jnp.result_type(t0))
         h = t1 - t0
         phi = self.remainder(direction * t0, direction * h, y0, dy, args)
+        check_like_state(phi, y0, "The midpoint", dtypes=False)
+        phi = jtu.tree_map(lambda p, y: jnp.asarray(p, y.dtype), phi, y0)
         fraction = 1 / (self.degree + 1)
         midpoint = (y0**ω + fraction * (1 + phi**ω) * dy**ω).ω
         at_midpoint = SolutionSeries(field, t0 + fraction * h, h, midpoint)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Inexact, Int, PyTree
 
-from .._checks import check_order
+from .._checks import check_positive_integer
 from .._problem import final_state, InitialValueProblem, solve_adaptive
 from .._solver.taylor_lagrange import TaylorLagrangeSolver
 from .divergence import check_finite, solving
@@ -73,7 +73,7 @@ class AlternatingTrainer(eqx.Module):
     reference_tolerance: float = 1e-6
 
     def __check_init__(self):
-        check_order(self.num_steps, "num_steps")
+        check_positive_integer(self.num_steps, "num_steps")
 
     def init(
         self, model: PyTree[Any], solver: TaylorLagrangeSolver
@@ -204,7 +204,7 @@ def fit(
     A [`diffrax_speedreg.TrainingDiverged`][] if a loss is not finite, or an equation
     can't be solved.
     """
-    check_order(midpoint_every, "midpoint_every")
+    check_positive_integer(midpoint_every, "midpoint_every")
     for step, batch in enumerate(batches, start=int(state.step) + 1):
         with solving(step):
             state, loss = trainer.dynamics_step(state, batch)

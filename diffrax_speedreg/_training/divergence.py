@@ -30,8 +30,8 @@ def check_finite(loss: Inexact[Array, ""], step: int, name: str = "loss") -> Non
 
 @contextlib.contextmanager
 def solving(step: int) -> Iterator[None]:
-    """A context in which an equation that can't be solved raises
-    [`diffrax_speedreg.TrainingDiverged`][], whose cause is Diffrax's own error.
+    """A context in which an error of the running computation, such as that of an
+    equation that can't be solved, raises [`diffrax_speedreg.TrainingDiverged`][].
 
     **Arguments:**
 
@@ -40,8 +40,10 @@ def solving(step: int) -> Iterator[None]:
     try:
         yield
     except eqx.EquinoxRuntimeError as error:
+        # The message, without the stack and the advice that Equinox puts around it.
+        *_, message = str(error).split("EquinoxRuntimeError: ")
         raise TrainingDiverged(
-            "Training diverged: the differential equation can't be solved any more, at "
-            f"step {step}. {_remedy} If the equation is meant to be hard to solve, "
-            "increase the solver's `max_steps`."
+            f"Training stopped at step {step}, by an error of the computation: "
+            f"{message.strip().splitlines()[0]} If the equation has become too hard to "
+            f"solve: {_remedy}"
         ) from error

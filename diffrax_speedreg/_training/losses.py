@@ -42,7 +42,7 @@ def dynamics_loss(
     """
     solution = solve_fixed(problem(model, batch), solver, num_steps)
     data_loss = loss(model, final_state(solution), batch)
-    assert solution.solver_state is not None
+    assert solution.solver_state is not None  # `solve_fixed` saves it.
     return data_loss + penalty * solution.solver_state.penalty, data_loss
 
 
