@@ -137,8 +137,8 @@ def taylor_coefficients(
     something that is not like `y`.
 
     **Cost:** about that of `order` evaluations of the vector field, as each matrix
-    product in it is made once for each order. But the cost of loops and branches doubles
-    with each order.
+    product in it is made once for each order. But the cost of loops and branches
+    doubles with each order.
     """
     order = check_positive_integer(order, "order")
     series = solution_series(term, t, y, args)

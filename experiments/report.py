@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import tempfile
 import time
@@ -108,6 +109,7 @@ def write(
         options={k: str(v) for k, v in vars(options).items() if k != "output"},
         caption=caption,
         versions=_versions(),
+        hardware=dict(cores=os.cpu_count(), backend=jax.default_backend()),
         results=[
             {k: v for k, v in result._asdict().items() if k != "trajectory"}
             for result in results

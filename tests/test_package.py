@@ -71,6 +71,12 @@ def test_readme_runs():
     assert result.stdout == "2\n"
 
 
+def test_readme_table_is_the_results_table():
+    results = (_root / "experiments" / "results" / "digits.md").read_text()
+    table, _ = results.split("\n\n", 1)
+    assert table in (_root / "README.md").read_text()
+
+
 def test_readme_states_the_python_version():
     (version,) = re.findall(
         r"Python (\d\.\d+) or later", (_root / "README.md").read_text()
