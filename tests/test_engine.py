@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 from jax import lax
 
@@ -201,6 +202,15 @@ def test_batched_triangular_solve_from_the_right():
     real, imaginary = jr.normal(jr.key(0), (2, 3, 2, 2))
     y = lax.complex(real, imaginary)
     _check(field, y, order=3)
+
+
+@pytest.mark.parametrize("wrap", (jax.jit, jax.checkpoint, jax.vmap))
+def test_wrapped_function_with_constants(wrap):
+    a, b = jnp.arange(4.0), np.array([0.1, 0.2, 0.3, 0.4])
+    scalar = jnp.array(0.3)
+    wrapped = wrap(lambda x: jnp.sin(x) * scalar + scalar)
+    closing = jax.jit(lambda x: wrapped(x * a + b) + a[::-1])
+    _check(lambda t, y: closing(y) * t, jr.normal(jr.key(0), (4,)), order=3)
 
 
 def test_effects_are_kept(capfd):

@@ -62,8 +62,9 @@ class Expansion:
         """
         jaxpr = closed.jaxpr
         env = dict(known or {})
-        env.update(zip(jaxpr.constvars, map(self._constant, closed.consts)))
-        env.update(zip(jaxpr.invars, inputs))
+        consts = [self._constant(value) for value in closed.consts]
+        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: jex.Var | jex.Literal) -> Series:
             if isinstance(atom, jex.Literal):
@@ -77,7 +78,7 @@ class Expansion:
             arguments = [read(atom) for atom in eqn.invars]
             if eqn.outvars:
                 outputs = self._equation(operation, arguments, tangent)
-                env.update(zip(eqn.outvars, outputs))
+                env.update(zip(eqn.outvars, outputs, strict=True))
             elif not tangent:
                 # Nobody will ask for what is only there for its effect: `jax.debug`.
                 operation.bind(*(s.array(0) for s in arguments))

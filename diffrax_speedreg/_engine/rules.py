@@ -254,4 +254,5 @@ def wrapped_jaxpr(operation: Operation) -> jex.ClosedJaxpr | None:
     if name not in _wrappers:
         return None
     jaxpr = operation.params[_wrappers[name]]
-    return jex.ClosedJaxpr(jaxpr, ()) if isinstance(jaxpr, jex.Jaxpr) else jaxpr
+    # From JAX 0.12 there is only one class of jaxprs, and it is the closed one.
+    return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
