@@ -16,8 +16,7 @@ from ._checks import (
     check_time_driven,
 )
 from ._custom_types import Args, Coefficients, RealScalarLike, VF, Y
-from ._engine.expand import Expansion
-from ._engine.series import Integral, polynomial
+from ._engine import Expansion, Integral, polynomial
 
 
 @final
@@ -137,8 +136,8 @@ def taylor_coefficients(
     something that is not like `y`.
 
     **Cost:** about that of `order` evaluations of the vector field, as each matrix
-    product in it is made once for each order. But the cost of loops and branches
-    doubles with each order.
+    product in it is made once for each order; within loops and branches, that of
+    `order * (order + 1) / 2`.
     """
     order = check_positive_integer(order, "order")
     series = solution_series(term, t, y, args)

@@ -92,11 +92,20 @@ _functions = dict(
 )
 
 _control_flow = dict(
+    carried_constant=lambda t, y: lax.scan(
+        lambda c, x: ((c[1] * x, c[0] + c[1]), c[0]), (jnp.ones(4), y), jnp.arange(3.0)
+    )[1][2],
     checkpoint=lambda t, y: jax.checkpoint(jnp.sin)(_mix(t, y)),
     cond=lambda t, y: lax.cond(y[0] > 0, jnp.sin, jnp.exp, _mix(t, y)),
     fori_loop=lambda t, y: lax.fori_loop(0, 3, lambda i, c: jnp.tanh(_mix(t, c)), y),
     jit=lambda t, y: jax.jit(lambda x: jnp.sin(x))(_mix(t, y)),
     map=lambda t, y: lax.map(lambda x: jnp.sin(x) * t, y),
+    nested=lambda t, y: lax.fori_loop(
+        0, 2, lambda i, c: lax.cond(i > 0, jnp.sin, lambda c: lax.map(jnp.exp, c), c), y
+    ),
+    reverse_scan=lambda t, y: lax.scan(
+        lambda c, x: (c * x + t, c), t, jnp.sin(y), reverse=True
+    )[1],
     scan=lambda t, y: lax.scan(
         lambda c, x: (jnp.tanh(_mix(t, c) * x), None), y, jnp.sin(y[:3])
     )[0],
@@ -166,6 +175,23 @@ def test_one_matrix_product_per_layer_and_order(activation):
     jaxpr = jax.make_jaxpr(lambda y: dsr.total_derivative(term, 0.0, y, order=order))
     count = count_primitive(jaxpr(jnp.ones(5)).jaxpr, "dot_general")
     assert count == order * (depth + 1)
+
+
+@pytest.mark.parametrize("order", (2, 4, 6))
+@pytest.mark.parametrize("loop", ("scan", "while_loop", "cond"))
+def test_quadratic_cost_of_control_flow(loop, order):
+    def field(t, y, args):
+        if loop == "scan":
+            return lax.scan(lambda c, _: (jnp.tanh(_matrix @ c), None), y, length=9)[0]
+        elif loop == "while_loop":
+            return lax.while_loop(lambda c: c[0] > 1, lambda c: jnp.sin(_matrix @ c), y)
+        else:
+            return lax.cond(y[0] > 1, jnp.sin, lambda c: jnp.cos(_matrix @ c), y)
+
+    term = dfx.ODETerm(field)
+    jaxpr = jax.make_jaxpr(lambda y: dsr.total_derivative(term, 0.0, y, order=order))
+    count = count_primitive(jaxpr(jnp.ones(4)).jaxpr, "dot_general")
+    assert count == order * (order + 1) / 2
 
 
 @pytest.mark.parametrize("order", (2, 4, 6))
