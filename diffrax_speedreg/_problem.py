@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -52,16 +53,11 @@ def solve_fixed(
     1), and the solver's own final state in `solver_state`.
     """
     num_steps = check_positive_integer(num_steps, "num_steps")
-    t0, t1, y0 = _initial(problem)
-    ts = jnp.linspace(t0, t1, num_steps + 1)
-    return dfx.diffeqsolve(
-        problem.term,
+    problem = _with_dtypes(problem)
+    ts = jnp.linspace(problem.t0, problem.t1, num_steps + 1)
+    return _solve(
+        problem,
         solver,
-        t0,
-        t1,
-        None,
-        y0,
-        problem.args,
         saveat=dfx.SaveAt(t1=True, solver_state=True),
         stepsize_controller=dfx.StepTo(ts),
         max_steps=num_steps,
@@ -94,15 +90,9 @@ def solve_adaptive(
     """
     if not tolerance > 0:
         raise ValueError(f"`tolerance` must be positive, but got {tolerance!r}.")
-    t0, t1, y0 = _initial(problem)
-    return dfx.diffeqsolve(
-        problem.term,
+    return _solve(
+        _with_dtypes(problem),
         solver,
-        t0,
-        t1,
-        None,
-        y0,
-        problem.args,
         stepsize_controller=dfx.PIDController(
             rtol=tolerance, atol=tolerance, norm=norm
         ),
@@ -138,9 +128,26 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
     return jtu.tree_map(lambda leaf: leaf[last], solution.ys)
 
 
-def _initial(problem: InitialValueProblem) -> tuple[Array, Array, PyTree[Array]]:
+def _solve(
+    problem: InitialValueProblem, solver: dfx.AbstractSolver, **options: Any
+) -> dfx.Solution:
+    return dfx.diffeqsolve(
+        problem.term,
+        solver,
+        problem.t0,
+        problem.t1,
+        None,
+        problem.y0,
+        problem.args,
+        **options,
+    )
+
+
+def _with_dtypes(problem: InitialValueProblem) -> InitialValueProblem:
+    """With arrays for the state and for the times."""
     y0 = as_state(problem.y0)
     # Diffrax promotes the state to the dtype of time; Python's numbers are no reason.
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(y0))
-    return jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype), y0
+    t0, t1 = jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype)
+    return InitialValueProblem(problem.term, y0, t0, t1, problem.args)

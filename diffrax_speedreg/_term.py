@@ -21,8 +21,9 @@ class SpeedState(eqx.Module):
     **Attributes:**
 
     - `y`: the state of the wrapped term.
-    - `signed_speed`: $\int_{t_0}^t \ldots \mathrm{d}s$, which is negative where a solve
-        runs backwards. Its absolute value is the regularizer: read that through
+    - `signed_speed`: the integral of the mean square of the K-th derivative's entries
+        from the initial time to this one, which is negative where a solve runs
+        backwards. Its absolute value is the regularizer: read that through
         [`diffrax_speedreg.SpeedRegularizedTerm.split`][].
     """
 

@@ -112,25 +112,18 @@ def _integer_pow(
 def _quotient(
     operation: Operation, inputs: Sequence[Series], outputs: Sequence[Series]
 ) -> Recurrence:
-    r"""From $q b = a$: $q_k = (a_k - \sum_{j \geq 1} b_j q_{k - j}) / b_0$."""
     numerator, denominator = inputs
-    (output,) = outputs
+    (quotient,) = outputs
 
-    def recurrence(order: int) -> Sequence[Coefficient]:
-        lower = range(1, order + 1)
-        known = _cauchy(jnp.multiply, denominator, output, order, lower)
-        remaining = _difference(numerator.coefficient(order), known)
-        if remaining is None:
-            return [None]
-        return operation.bind(remaining, denominator.array(0))
+    def divide(a: Array) -> list[Array]:
+        return operation.bind(a, denominator.array(0))
 
-    return recurrence
+    return _inverse_product(jnp.multiply, denominator, quotient, numerator, divide)
 
 
 def _triangular_solve(
     operation: Operation, inputs: Sequence[Series], outputs: Sequence[Series]
 ) -> Recurrence:
-    r"""From $A x = b$: $A_0 x_k = b_k - \sum_{j \geq 1} A_j x_{k - j}$."""
     matrix, right_hand_side = inputs
     (solution,) = outputs
     params = operation.params
@@ -143,13 +136,25 @@ def _triangular_solve(
         a = jnp.swapaxes(a, -1, -2) if params["transpose_a"] else a
         return a @ x if params["left_side"] else x @ a
 
+    def solve(b: Array) -> list[Array]:
+        return operation.bind(matrix.array(0), b)
+
+    return _inverse_product(product, matrix, solution, right_hand_side, solve)
+
+
+def _inverse_product(
+    product: Callable[[Array, Array], Array],
+    a: Series,
+    x: Series,
+    b: Series,
+    solve: Callable[[Array], list[Array]],
+) -> Recurrence:
+    r"""From $a x = b$: $a_0 x_k = b_k - \sum_{j \geq 1} a_j x_{k - j}$."""
+
     def recurrence(order: int) -> Sequence[Coefficient]:
-        lower = range(1, order + 1)
-        known = _cauchy(product, matrix, solution, order, lower)
-        remaining = _difference(right_hand_side.coefficient(order), known)
-        if remaining is None:
-            return [None]
-        return operation.bind(matrix.array(0), remaining)
+        known = _cauchy(product, a, x, order, range(1, order + 1))
+        remaining = _total([b.coefficient(order), None if known is None else -known])
+        return [None] if remaining is None else solve(remaining)
 
     return recurrence
 
@@ -168,10 +173,6 @@ def _cauchy(
         b = None if a is None else right.coefficient(order - j)
         terms.append(None if a is None or b is None else product(a, b))
     return _total(terms)
-
-
-def _difference(left: Coefficient, right: Coefficient) -> Coefficient:
-    return _total([left, None if right is None else -right])
 
 
 def _total(terms: Sequence[Coefficient]) -> Coefficient:
