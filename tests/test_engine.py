@@ -103,6 +103,15 @@ _control_flow = dict(
     nested=lambda t, y: lax.fori_loop(
         0, 2, lambda i, c: lax.cond(i > 0, jnp.sin, lambda c: lax.map(jnp.exp, c), c), y
     ),
+    platform_dependent=lambda t, y: lax.platform_dependent(
+        _mix(t, y), default=jnp.sin, cpu=jnp.cos
+    ),
+    random_walk=lambda t, y: lax.fori_loop(
+        0,
+        3,
+        lambda i, c: (jr.split(c[0])[0], c[1] * jr.normal(c[0], (4,)) + t),
+        (jr.key(0), y),
+    )[1],
     reverse_scan=lambda t, y: lax.scan(
         lambda c, x: (c * x + t, c), t, jnp.sin(y), reverse=True
     )[1],

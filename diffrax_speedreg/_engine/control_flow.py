@@ -85,7 +85,10 @@ def _while(
 
 def _cond(
     operation: Operation, inputs: Sequence[Series], outputs: Sequence[Series]
-) -> Recurrence:
+) -> Recurrence | None:
+    if len(operation.params) > 1:
+        # `lax.platform_dependent`, which is decided while it is compiled.
+        return None
     index, *operands = inputs
 
     def recurrence(order: int) -> Sequence[Coefficient]:
