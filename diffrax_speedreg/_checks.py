@@ -106,7 +106,7 @@ def _is_proportional_to_time(
     if any(isinstance(leaf, jax.core.Tracer) for leaf in sum(controls, [])):
         return otherwise
     return all(
-        np.shape(unit) == () and unit == later and np.isclose(unit, 2 * half)
+        np.shape(unit) == () and np.allclose([later, 2 * half], unit)
         for unit, later, half in zip(*controls)
     )
 

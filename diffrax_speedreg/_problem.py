@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 import optimistix as optx
 from jaxtyping import Array, PyTree
 
@@ -88,7 +89,7 @@ def solve_adaptive(
     The solution, with the final state in `ys` (whose leaves have a first axis of size
     1).
     """
-    if not tolerance > 0:
+    if isinstance(tolerance, int | float) and not tolerance > 0:
         raise ValueError(f"`tolerance` must be positive, but got {tolerance!r}.")
     return _solve(
         _with_dtypes(problem),
@@ -117,11 +118,12 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
     A `ValueError` if no states were saved, or several sets of them.
     """
     ts = solution.ts
-    if solution.ys is None or not isinstance(ts, Array):
+    if solution.ys is None or not isinstance(ts, Array | np.ndarray) or ts.ndim != 1:
         raise ValueError(
             "The solution must have saved one sequence of states, as "
             "`diffrax.SaveAt(t1=True)` does. `SaveAt(dense=True)` alone saves none, "
-            "and `SaveAt(subs=...)` several."
+            "and `SaveAt(subs=...)` several. For a solve under `jax.vmap`, call this "
+            "inside it."
         )
     # Where steps are saved, infinities fill up what `max_steps` leaves room for.
     last = 0 if len(ts) == 1 else jnp.sum(jnp.isfinite(ts)) - 1

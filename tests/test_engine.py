@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 from jax import lax
@@ -92,6 +93,30 @@ _functions = dict(
 )
 
 _control_flow = dict(
+    batched_while=lambda t, y: jax.vmap(
+        lambda a: lax.while_loop(
+            lambda c: (jnp.abs(c[0]) > 0.1) & (c[1] < 9),
+            lambda c: (c[0] * jnp.cos(c[0] + a) * 0.8, c[1] + 1),
+            (a, 0),
+        )[0]
+    )(y),
+    constant_carry=lambda t, y: lax.fori_loop(
+        0, 3, lambda i, c: (c[0] + 1, jnp.sin(c[1]) * jnp.sqrt(c[0])), (0.0, y)
+    )[1],
+    constant_branches=lambda t, y: (
+        y
+        * jnp.sqrt(
+            lax.cond(t > 0, lambda y: (y, jnp.zeros(4)), lambda y: (y, jnp.ones(4)), y)[
+                1
+            ]
+        )
+    ),
+    constant_output=lambda t, y: (
+        y
+        + jnp.sqrt(
+            lax.scan(lambda c, x: (jnp.sin(c * x), x * 0), y, jnp.ones((2, 4)))[1]
+        ).sum(axis=0)
+    ),
     carried_constant=lambda t, y: lax.scan(
         lambda c, x: ((c[1] * x, c[0] + c[1]), c[0]), (jnp.ones(4), y), jnp.arange(3.0)
     )[1][2],
@@ -246,6 +271,39 @@ def test_wrapped_function_with_constants(wrap):
     wrapped = wrap(lambda x: jnp.sin(x) * scalar + scalar)
     closing = jax.jit(lambda x: wrapped(x * a + b) + a[::-1])
     _check(lambda t, y: closing(y) * t, jr.normal(jr.key(0), (4,)), order=3)
+
+
+def test_stopped_gradient_at_a_singularity():
+    def field(t, y):
+        return y + jnp.sqrt(lax.stop_gradient(y * 0))
+
+    _check(field, jnp.array([0.3, -0.7]), order=3)
+
+
+def test_linear_solve_of_lineax():
+    def field(t, y):
+        operator = lx.MatrixLinearOperator(_matrix + jnp.diag(y) + 3 * jnp.eye(4))
+        return lx.linear_solve(operator, jnp.cos(y)).value
+
+    _check(field, jr.normal(jr.key(0), (4,)), order=3)
+
+
+def test_adaptive_solve_inside_the_field():
+    def field(t, y):
+        inner = dfx.ODETerm(lambda s, z, args: -z * jnp.sin(y))
+        return dfx.diffeqsolve(
+            inner,
+            dfx.Tsit5(),
+            0.0,
+            1.0,
+            None,
+            y,
+            stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-3),
+            adjoint=dfx.ForwardMode(),
+            max_steps=16,
+        ).ys[0]
+
+    _check(field, jnp.array([0.3, -0.7, 1.1]), order=2)
 
 
 def test_effects_are_kept(capfd):

@@ -1,5 +1,6 @@
 import diffrax as dfx
 import diffrax_speedreg as dsr
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -74,6 +75,17 @@ def test_final_state_of_dense_output():
     )
     with pytest.raises(ValueError, match="must have saved one sequence of states"):
         dsr.final_state(solution)
+
+
+def test_final_state_of_a_batch():
+    problem = dsr.InitialValueProblem(_decay, jnp.ones((3, 2)), args=1.0)
+    solutions = jax.vmap(
+        lambda y: dsr.solve_fixed(
+            dsr.InitialValueProblem(_decay, y, args=1.0), dfx.Euler(), 2
+        )
+    )(problem.y0)
+    with pytest.raises(ValueError, match="under `jax.vmap`, call this inside it"):
+        dsr.final_state(solutions)
 
 
 def test_integer_initial_state():

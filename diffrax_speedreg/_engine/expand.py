@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .operation import literal_value, Operation
-from .rules import rules, wrapped_jaxpr, zero_product
+from .rules import constant_outputs, rules, wrapped_jaxpr, zero_product
 from .series import (
     Coefficient,
     constant,
@@ -42,7 +42,8 @@ class Expansion:
     those of straight-through estimators do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, effects: bool = True) -> None:
+        self._effects = effects
         self._equations: dict[Hashable, list[Series]] = {}
         self._constants: dict[Hashable, Series] = {}
 
@@ -79,7 +80,7 @@ class Expansion:
             if eqn.outvars:
                 outputs = self._equation(operation, arguments, tangent)
                 env.update(zip(eqn.outvars, outputs, strict=True))
-            elif not tangent:
+            elif self._effects and not tangent:
                 # Nobody will ask for what is only there for its effect: `jax.debug`.
                 operation.bind(*(s.array(0) for s in arguments))
         return [read(atom) for atom in jaxpr.outvars]
@@ -113,22 +114,30 @@ class Expansion:
         return self._equations[key]
 
     def _apply(self, operation: Operation, inputs: Sequence[Series]) -> list[Series]:
-        higher: Recurrence | None = None
+        by_jvp: Recurrence | None = None
 
         def recurrence(order: int) -> Sequence[Coefficient]:
-            nonlocal higher
+            nonlocal by_jvp
+            # Symbolic zeros are kept by a rule, but the primitive may make 0 / 0 of them.
+            vanishing = any(s.inexact and s.coefficient(0) is None for s in inputs)
+            if by_rule is not None and (order > 0 or vanishing):
+                return by_rule(order)
             if order == 0:
                 return operation.bind(*(s.array(0) for s in inputs))
-            if higher is None:
-                rule = rules.get(operation.primitive)
-                if rule is not None:
-                    higher = rule(operation, inputs, outputs)
-                if higher is None:
-                    higher = self._by_jvp(operation, inputs, outputs)
-            return higher(order)
+            if by_jvp is None:
+                by_jvp = self._by_jvp(operation, inputs, outputs)
+            return by_jvp(order)
 
         node = Node(inputs, recurrence, constant=all(s.constant for s in inputs))
-        outputs = [Series(node, i, aval) for i, aval in enumerate(operation.outs)]
+        constants = [node.constant] * len(operation.outs)
+        if not node.constant and operation.primitive in constant_outputs:
+            constants = constant_outputs[operation.primitive](operation, inputs)
+        outputs = [
+            Series(node, i, aval, constant=is_constant)
+            for i, (aval, is_constant) in enumerate(zip(operation.outs, constants))
+        ]
+        rule = rules.get(operation.primitive)
+        by_rule = None if rule is None else rule(operation, inputs, outputs)
         return outputs
 
     def _by_jvp(

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import jax.extend.core as jex
 import jax.extend.core.primitives as jexp
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from .operation import Operation
@@ -134,7 +135,9 @@ def _triangular_solve(
         a = jnp.tril(a, -offset) if params["lower"] else jnp.triu(a, offset)
         a = jnp.conj(a) if params["conjugate_a"] else a
         a = jnp.swapaxes(a, -1, -2) if params["transpose_a"] else a
-        return a @ x if params["left_side"] else x @ a
+        # The precision that JAX's own derivative has.
+        left, right = (a, x) if params["left_side"] else (x, a)
+        return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
 
     def solve(b: Array) -> list[Array]:
         return operation.bind(matrix.array(0), b)
@@ -219,6 +222,12 @@ rules: dict[jex.Primitive, Rule] = {
     jexp.div_p: _quotient,
     jexp.triangular_solve_p: _triangular_solve,
 }
+
+
+# Which outputs are constants, of operations that may have some though inputs vary.
+constant_outputs: dict[
+    jex.Primitive, Callable[[Operation, Sequence[Series]], list[bool]]
+] = {jexp.stop_gradient_p: lambda operation, inputs: [True]}
 
 
 def zero_product(operation: Operation, inputs: Sequence[Series]) -> Series | None:

@@ -61,28 +61,27 @@ class Series:
     dropped (as JAX's own symbolic zeros are).
     """
 
-    __slots__ = ("node", "index", "aval", "zero")
+    __slots__ = ("node", "index", "aval", "zero", "constant")
 
     def __init__(
         self,
         node: Node,
         index: int,
         aval: jax.ShapeDtypeStruct,
+        *,
         zero: bool = False,
+        constant: bool = False,
     ):
         self.node = node
         self.index = index
         self.aval = aval
         self.zero = zero
+        # Integers and booleans are constants too: comparisons, indices.
+        self.constant = constant or node.constant or not self.inexact
 
     @property
     def inexact(self) -> bool:
         return jnp.issubdtype(self.aval.dtype, jnp.inexact)
-
-    @property
-    def constant(self) -> bool:
-        # Integers and booleans: comparisons, indices.
-        return self.node.constant or not self.inexact
 
     def is_known(self, order: int) -> bool:
         return len(self.node.known) > (0 if self.constant else order)
