@@ -118,7 +118,7 @@ class Expansion:
 
         def recurrence(order: int) -> Sequence[Coefficient]:
             nonlocal by_jvp
-            # Symbolic zeros are kept by a rule, but the primitive may make 0 / 0 of them.
+            # A rule keeps symbolic zeros; the primitive might make 0 / 0 of them.
             vanishing = any(s.inexact and s.coefficient(0) is None for s in inputs)
             if by_rule is not None and (order > 0 or vanishing):
                 return by_rule(order)
