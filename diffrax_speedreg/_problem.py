@@ -39,8 +39,8 @@ def solve_fixed(
     """Solves a problem in equal steps.
 
     Prefer this to a bare `diffrax.diffeqsolve` with a constant step size: buffers for
-    the gradient are sized by `max_steps`, whose default of 4096 makes a solve of a few
-    steps several times slower to differentiate.
+    the gradient are sized by `max_steps`, whose default of 4096 is far more than a
+    solve of a few steps needs.
 
     **Arguments:**
 

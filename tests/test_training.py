@@ -178,12 +178,20 @@ def test_divergence_says_when():
         dsr.fit(trainer, state, [*good, (x * jnp.nan, y)])
 
 
+def test_diverged_penalty_is_noticed_at_once():
+    """Though the loss on data is still finite, and there is no next step."""
+    trainer = _trainer(penalty=float("inf"))
+    state = trainer.init(_Linear(_rotation), dsr.TaylorLagrangeSolver(2))
+    with pytest.raises(dsr.TrainingDiverged, match="loss is inf at step 1"):
+        dsr.fit(trainer, state, _batches(1))
+
+
 def test_unsolvable_equation_says_when(key):
-    def explosive(model, batch):
-        field = dfx.ODETerm(lambda t, y, args: model(t, y, args) * 1e6 + y**3)
+    def stiff(model, batch):
+        field = dfx.ODETerm(lambda t, y, args: -1e6 * y)
         return dsr.InitialValueProblem(field, batch[0])
 
-    trainer = _trainer(problem=explosive, loss=lambda model, y1, batch: jnp.array(0.0))
+    trainer = _trainer(problem=stiff, loss=lambda model, y1, batch: jnp.array(0.0))
     solver = dsr.TaylorLagrangeSolver(1, dsr.MidpointMLP(2, key=key))
     state = trainer.init(_Linear(_rotation), solver)
     with pytest.raises(

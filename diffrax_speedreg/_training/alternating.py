@@ -111,7 +111,8 @@ class AlternatingTrainer(eqx.Module):
 
         **Returns:**
 
-        The state after, and the loss on data before, without the penalty.
+        The state after, and the loss on data before: without the penalty, but not
+        finite if that is not.
         """
 
         def objective(model: PyTree[Any]) -> tuple[Array, Array]:
@@ -125,16 +126,17 @@ class AlternatingTrainer(eqx.Module):
                 penalty=self.penalty,
             )
 
-        (_, data_loss), grads = eqx.filter_value_and_grad(objective, has_aux=True)(
+        (total, data_loss), grads = eqx.filter_value_and_grad(objective, has_aux=True)(
             state.model
         )
+        reported = jnp.where(jnp.isfinite(total), data_loss, total)
         model, opt_state = _update(
             self.model_optimizer, state.model, grads, state.model_opt_state
         )
         state = AlternatingState(
             model, state.solver, opt_state, state.solver_opt_state, state.step + 1
         )
-        return state, data_loss
+        return state, reported
 
     @eqx.filter_jit
     def midpoint_step(
