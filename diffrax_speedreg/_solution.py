@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -93,6 +94,15 @@ def solution_series(
     return SolutionSeries(field, t, 1.0, y)
 
 
+@eqx.filter_jit
+def _coefficients(
+    term: dfx.AbstractTerm, t: Array, y: Y, args: Args, orders: tuple[int, ...]
+) -> list[PyTree[Array]]:
+    """Compiled, so that a second call outside of `jax.jit` does not trace again."""
+    series = solution_series(term, t, y, args)
+    return [series.coefficient(k) for k in orders]
+
+
 def taylor_coefficients(
     term: dfx.AbstractTerm, t: RealScalarLike, y: Y, args: Args = None, *, order: int
 ) -> Coefficients:
@@ -140,8 +150,9 @@ def taylor_coefficients(
     `order * (order + 1) / 2`.
     """
     order = check_positive_integer(order, "order")
-    series = solution_series(term, t, y, args)
-    coefficients = [series.coefficient(k) for k in range(order + 1)]
+    coefficients = _coefficients(
+        term, jnp.asarray(t), as_state(y), args, tuple(range(order + 1))
+    )
     return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *coefficients)
 
 
@@ -161,5 +172,5 @@ def total_derivative(
     `order`.
     """
     order = check_positive_integer(order, "order")
-    coefficient = solution_series(term, t, y, args).coefficient(order)
+    (coefficient,) = _coefficients(term, jnp.asarray(t), as_state(y), args, (order,))
     return (coefficient**ω * float(math.factorial(order))).ω

@@ -6,21 +6,25 @@ together, K orders cost K (K + 1) / 2 evaluations of the body.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
-import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as jexp
+import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array
 
-from .expand import Expansion
+from .bodies import (
+    body_constants,
+    Coefficients,
+    coefficients_of,
+    expand_body,
+    of_order,
+)
 from .operation import avals, Operation
-from .rules import constant_outputs, rules
-from .series import Coefficient, constant, Node, polynomial, Recurrence, Series
-
-
-# The coefficients 0, ..., k of a series; of a constant, the first one alone.
-_Coefficients = list[Array]
+from .registry import register, Rule
+from .series import Coefficient, Recurrence, Series
 
 
 def _scan(
@@ -31,24 +35,24 @@ def _scan(
     scanned = inputs[num_consts + num_carry :]
 
     def recurrence(order: int) -> Sequence[Coefficient]:
-        consts = [_known(s, order) for s in inputs[:num_consts]]
+        consts = [coefficients_of(s, order) for s in inputs[:num_consts]]
 
         def step(
-            carry: list[_Coefficients], x: list[_Coefficients]
-        ) -> tuple[list[_Coefficients], list[_Coefficients]]:
+            carry: list[Coefficients], x: list[Coefficients]
+        ) -> tuple[list[Coefficients], list[Coefficients]]:
             body = operation.params["jaxpr"]
-            out = _expand(body, [*consts, *carry, *x], outputs, order)
+            out = expand_body(body, [*consts, *carry, *x], outputs, order)
             return out[:num_carry], out[num_carry:]
 
         carry, y = lax.scan(
             step,
-            [_known(s, order, like=out) for s, out in zip(carried, outputs)],
-            [_known(s, order) for s in scanned],
+            [coefficients_of(s, order, like=out) for s, out in zip(carried, outputs)],
+            [coefficients_of(s, order) for s in scanned],
             length=operation.params["length"],
             reverse=operation.params["reverse"],
             unroll=operation.params["unroll"],
         )
-        return _of_order(order, [*carry, *y], outputs)
+        return of_order(order, [*carry, *y], outputs)
 
     return recurrence
 
@@ -77,29 +81,39 @@ def _while(
 ) -> Recurrence | None:
     params = operation.params
     condition = jex.jaxpr_as_fun(params["cond_jaxpr"])
-    (proceeds,) = avals(params["cond_jaxpr"].jaxpr.outvars)
-    if proceeds.ndim > 0:
-        # Under `jax.vmap`: some samples have finished, which is left to the JVP rule.
-        return None
+    (decision,) = avals(params["cond_jaxpr"].jaxpr.outvars)
     num_condition = params["cond_nconsts"]
     num_body = params["body_nconsts"]
     condition_consts, rest = inputs[:num_condition], inputs[num_condition:]
     body_consts, carried = rest[:num_body], rest[num_body:]
 
     def recurrence(order: int) -> Sequence[Coefficient]:
-        consts = [_known(s, order) for s in body_consts]
+        consts = [coefficients_of(s, order) for s in body_consts]
 
-        def proceed(carry: list[_Coefficients]) -> Array:
+        def proceeding(carry: list[Coefficients]) -> Array:
             primals = [coefficients[0] for coefficients in carry]
             return condition(*(s.array(0) for s in condition_consts), *primals)[0]
 
-        def step(carry: list[_Coefficients]) -> list[_Coefficients]:
-            return _expand(params["body_jaxpr"], [*consts, *carry], outputs, order)
+        def step(carry: list[Coefficients]) -> list[Coefficients]:
+            out = expand_body(params["body_jaxpr"], [*consts, *carry], outputs, order)
+            if decision.ndim == 0:
+                return out
+            # Under `jax.vmap`, samples that have finished wait for the others.
+            return jtu.tree_map(partial(_select, proceeding(carry)), out, carry)
 
-        init = [_known(s, order, like=out) for s, out in zip(carried, outputs)]
-        return _of_order(order, lax.while_loop(proceed, step, init), outputs)
+        init = [coefficients_of(s, order, like=out) for s, out in zip(carried, outputs)]
+        final = lax.while_loop(lambda carry: jnp.any(proceeding(carry)), step, init)
+        return of_order(order, final, outputs)
 
     return recurrence
+
+
+def _select(chosen: Array, x: Array, y: Array) -> Array:
+    """By leading axes."""
+    trailing = tuple(range(chosen.ndim, x.ndim))
+    return lax.select(
+        jnp.broadcast_to(jnp.expand_dims(chosen, trailing), x.shape), x, y
+    )
 
 
 def _while_constants(operation: Operation, inputs: Sequence[Series]) -> list[bool]:
@@ -120,18 +134,18 @@ def _cond(
 
     def recurrence(order: int) -> Sequence[Coefficient]:
         def make(branch: jex.ClosedJaxpr):
-            return lambda known: _expand(branch, known, outputs, order)
+            return lambda known: expand_body(branch, known, outputs, order)
 
         branches = [make(branch) for branch in operation.params["branches"]]
-        known = [_known(s, order) for s in operands]
-        return _of_order(order, lax.switch(index.array(0), branches, known), outputs)
+        known = [coefficients_of(s, order) for s in operands]
+        return of_order(order, lax.switch(index.array(0), branches, known), outputs)
 
     return recurrence
 
 
 def _cond_constants(operation: Operation, inputs: Sequence[Series]) -> list[bool]:
     flags = [s.constant for s in inputs[1:]]
-    branches = [_body_constants(b, flags) for b in operation.params["branches"]]
+    branches = [body_constants(b, flags) for b in operation.params["branches"]]
     return [all(constants) for constants in zip(*branches)]
 
 
@@ -143,55 +157,13 @@ def _loop_constants(
     flags = list(flags)
     carried = slice(num_consts, num_consts + num_carry)
     while True:
-        constants = _body_constants(body, flags)
+        constants = body_constants(body, flags)
         carry = [a and b for a, b in zip(flags[carried], constants)]
         if carry == flags[carried]:
             return [*carry, *constants[num_carry:]]
         flags[carried] = carry
 
 
-def _body_constants(body: jex.ClosedJaxpr, flags: Sequence[bool]) -> list[bool]:
-    def unknown(aval: jax.ShapeDtypeStruct, is_constant: bool) -> Series:
-        def recurrence(order: int) -> Sequence[Coefficient]:
-            raise AssertionError("no coefficients are asked for")
-
-        return Series(Node((), recurrence, constant=is_constant), 0, aval)
-
-    inputs = list(map(unknown, avals(body.jaxpr.invars), flags))
-    return [s.constant for s in Expansion(effects=False).interpret(body, inputs)]
-
-
-def _expand(
-    body: jex.ClosedJaxpr,
-    known: Sequence[_Coefficients],
-    like: Sequence[Series],
-    order: int,
-) -> list[_Coefficients]:
-    inputs = [constant(c[0]) if len(c) == 1 else polynomial(*c) for c in known]
-    outputs = Expansion().interpret(body, inputs)
-    return [_known(output, order, like=s) for output, s in zip(outputs, like)]
-
-
-def _known(series: Series, order: int, *, like: Series | None = None) -> _Coefficients:
-    """The coefficients of a series, or all of them where another one varies."""
-    varies = not (series if like is None else like).constant
-    return [series.array(k) for k in range(order + 1 if varies else 1)]
-
-
-def _of_order(
-    order: int, coefficients: Sequence[_Coefficients], outputs: Sequence[Series]
-) -> list[Coefficient]:
-    return [
-        None if output.constant else c[order]
-        for c, output in zip(coefficients, outputs)
-    ]
-
-
-rules.update({jexp.scan_p: _scan, jexp.while_p: _while, jexp.cond_p: _cond})
-constant_outputs.update(
-    {
-        jexp.scan_p: _scan_constants,
-        jexp.while_p: _while_constants,
-        jexp.cond_p: _cond_constants,
-    }
-)
+register(jexp.scan_p, Rule(_scan, constants=_scan_constants))
+register(jexp.while_p, Rule(_while, constants=_while_constants))
+register(jexp.cond_p, Rule(_cond, constants=_cond_constants))

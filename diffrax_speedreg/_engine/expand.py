@@ -4,10 +4,11 @@ from typing import final
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.source_info_util import SourceInfo
 from jaxtyping import Array
 
 from .operation import literal_value, Operation
-from .rules import constant_outputs, rules, wrapped_jaxpr, zero_product
+from .registry import Rule, rule_for
 from .series import (
     Coefficient,
     constant,
@@ -16,7 +17,7 @@ from .series import (
     Recurrence,
     scale,
     Series,
-    zero,
+    zeros,
 )
 from .structure import describe_literal, describe_operation, Identity, refers_to_itself
 
@@ -53,13 +54,15 @@ class Expansion:
         inputs: Sequence[Series],
         *,
         tangent: bool = False,
+        source: SourceInfo | None = None,
         known: Mapping[jex.Var, Series] | None = None,
     ) -> list[Series]:
         """The series of the outputs, for those of the inputs.
 
         With `tangent`, literal zeros are zeros by structure: a JVP rule has them in
-        place of the tangents of what does not vary. Variables that are `known` are not
-        computed.
+        place of the tangents of what does not vary. The `source` is the user's line
+        that the jaxpr belongs to, if it was derived from that. Variables that are
+        `known` are not computed.
         """
         jaxpr = closed.jaxpr
         env = dict(known or {})
@@ -75,7 +78,7 @@ class Expansion:
         for eqn in jaxpr.eqns:
             if eqn.outvars and all(var in env for var in eqn.outvars):
                 continue
-            operation = Operation.from_equation(eqn)
+            operation = Operation.from_equation(eqn, source)
             arguments = [read(atom) for atom in eqn.invars]
             if eqn.outvars:
                 outputs = self._equation(operation, arguments, tangent)
@@ -98,22 +101,32 @@ class Expansion:
         key = describe_literal(literal), vanishes
         if key not in self._constants:
             series = constant(jnp.asarray(value))
-            self._constants[key] = zero(series.aval) if vanishes else series
+            if vanishes:
+                (series,) = zeros([series.aval], lambda: [jnp.asarray(value)])
+            self._constants[key] = series
         return self._constants[key]
 
     def _equation(
         self, operation: Operation, inputs: list[Series], tangent: bool
     ) -> list[Series]:
         if (wrapped := wrapped_jaxpr(operation)) is not None:
-            return self.interpret(wrapped, inputs, tangent=tangent)
-        if (vanishing := zero_product(operation, inputs)) is not None:
-            return [vanishing]
+            return self.interpret(
+                wrapped, inputs, tangent=tangent, source=operation.source
+            )
+        rule = rule_for(operation.primitive)
+        vanishing = [s.zero for s in inputs if s.inexact]
+        if rule is not None and any(vanishing) and rule.is_zero(vanishing):
+            return zeros(
+                operation.outs, lambda: operation.bind(*(s.primal() for s in inputs))
+            )
         key = describe_operation(operation), tuple(map(Identity, inputs))
         if key not in self._equations:
-            self._equations[key] = self._apply(operation, inputs)
+            self._equations[key] = self._apply(operation, rule, inputs)
         return self._equations[key]
 
-    def _apply(self, operation: Operation, inputs: Sequence[Series]) -> list[Series]:
+    def _apply(
+        self, operation: Operation, rule: Rule | None, inputs: Sequence[Series]
+    ) -> list[Series]:
         by_jvp: Recurrence | None = None
 
         def recurrence(order: int) -> Sequence[Coefficient]:
@@ -128,16 +141,22 @@ class Expansion:
                 by_jvp = self._by_jvp(operation, inputs, outputs)
             return by_jvp(order)
 
-        node = Node(inputs, recurrence, constant=all(s.constant for s in inputs))
-        constants = [node.constant] * len(operation.outs)
-        if not node.constant and operation.primitive in constant_outputs:
-            constants = constant_outputs[operation.primitive](operation, inputs)
+        all_constant = all(s.constant for s in inputs)
+        node = Node(
+            inputs,
+            recurrence,
+            lambda: operation.bind(*(s.primal() for s in inputs)),
+            constant=all_constant,
+        )
+        if all_constant or rule is None:
+            constants = [all_constant] * len(operation.outs)
+        else:
+            constants = rule.constants(operation, inputs)
         outputs = [
             Series(node, i, aval, constant=is_constant)
             for i, (aval, is_constant) in enumerate(zip(operation.outs, constants))
         ]
-        rule = rules.get(operation.primitive)
-        by_rule = None if rule is None else rule(operation, inputs, outputs)
+        by_rule = None if rule is None else rule.recurrence(operation, inputs, outputs)
         return outputs
 
     def _by_jvp(
@@ -147,12 +166,17 @@ class Expansion:
         outputs: Sequence[Series],
     ) -> Recurrence:
         active = [not s.constant for s in inputs]
-        jvp_jaxpr = operation.jvp_jaxpr(active)
-        own = refers_to_itself(operation, active, jvp_jaxpr)
+        primals = [s.array(0) for s in inputs]
+        jvp_jaxpr = operation.jvp_jaxpr(primals, active)
+        own = refers_to_itself(operation, primals, active, jvp_jaxpr)
         known = {} if own is None else dict(zip(own.outvars, outputs))
         tangents = [derivative(s) for s, a in zip(inputs, active) if a]
         results = self.interpret(
-            jvp_jaxpr, [*inputs, *tangents], tangent=True, known=known
+            jvp_jaxpr,
+            [*inputs, *tangents],
+            tangent=True,
+            source=operation.source,
+            known=known,
         )
         derivatives = iter(results[len(outputs) :])
         derivative_of = [next(derivatives) if s.inexact else None for s in outputs]
@@ -164,3 +188,24 @@ class Expansion:
             ]
 
         return recurrence
+
+
+# Equations that only wrap a jaxpr, and the parameter that holds it. By name, for the
+# name is what has stayed the same over JAX's releases.
+_wrappers = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+}
+
+
+def wrapped_jaxpr(operation: Operation) -> jex.ClosedJaxpr | None:
+    """The jaxpr that the operation evaluates, if this is all that it does."""
+    name = operation.primitive.name
+    return as_closed(operation.params[_wrappers[name]]) if name in _wrappers else None
+
+
+def as_closed(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> jex.ClosedJaxpr:
+    # From JAX 0.12 there is only one class of jaxprs, and it is the closed one.
+    return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())

@@ -5,6 +5,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.source_info_util import SourceInfo, summarize
 from jaxtyping import Array
 
 
@@ -21,9 +22,17 @@ def literal_value(literal: jex.Literal) -> np.ndarray:
 
 @final
 class Operation:
-    """A JAX primitive with its parameters and the shapes that it maps between."""
+    """A JAX primitive with its parameters and the shapes that it maps between.
 
-    __slots__ = ("primitive", "params", "ins", "outs")
+    **Attributes:**
+
+    - `primitive`: the `jax.extend.core.Primitive`.
+    - `params`: its parameters, a dictionary.
+    - `ins`, `outs`: `jax.ShapeDtypeStruct`s of its inputs and outputs.
+    - `source`: where the user called it.
+    """
+
+    __slots__ = ("primitive", "params", "ins", "outs", "source")
 
     def __init__(
         self,
@@ -31,20 +40,29 @@ class Operation:
         params: dict[str, Any],
         ins: Sequence[jax.ShapeDtypeStruct],
         outs: Sequence[jax.ShapeDtypeStruct],
+        source: SourceInfo,
     ):
         self.primitive = primitive
         self.params = params
         self.ins = ins
         self.outs = outs
+        self.source = source
 
     @classmethod
-    def from_equation(cls, eqn: jex.JaxprEqn) -> "Operation":
-        return cls(eqn.primitive, eqn.params, avals(eqn.invars), avals(eqn.outvars))
+    def from_equation(
+        cls, eqn: jex.JaxprEqn, source: SourceInfo | None = None
+    ) -> "Operation":
+        """`source`, if the equation is not the user's, but derived from one."""
+        ins, outs = avals(eqn.invars), avals(eqn.outvars)
+        return cls(eqn.primitive, eqn.params, ins, outs, source or eqn.source_info)
 
     def replace(self, **params: Any) -> "Operation":
-        return Operation(self.primitive, self.params | params, self.ins, self.outs)
+        """The same with other parameters."""
+        params = self.params | params
+        return Operation(self.primitive, params, self.ins, self.outs, self.source)
 
     def bind(self, *args: Array) -> list[Array]:
+        """Evaluates the primitive."""
         bind_params = self.primitive.get_bind_params(self.params)
         # A dictionary from JAX 0.9.2, a pair before.
         subfuns, params = (
@@ -53,9 +71,15 @@ class Operation:
         out = self.primitive.bind(*subfuns, *args, **params)
         return list(out) if self.primitive.multiple_results else [out]
 
-    def jvp_jaxpr(self, active: Sequence[bool]) -> jex.ClosedJaxpr:
+    def jvp_jaxpr(
+        self, primals: Sequence[Array], active: Sequence[bool]
+    ) -> jex.ClosedJaxpr:
         """The operation's JVP rule as a jaxpr: from its inputs, and tangents for those
-        that are `active`, to its outputs, and tangents for those of inexact dtype."""
+        that are `active`, to its outputs, and tangents for those of inexact dtype.
+
+        `primals` are only looked at for what JAX's types know beyond shape and dtype,
+        such as how they are distributed over devices.
+        """
 
         def jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
             def restricted(*active_primals: Array) -> list[Array]:
@@ -69,5 +93,19 @@ class Operation:
             inexact = [jnp.issubdtype(aval.dtype, jnp.inexact) for aval in self.outs]
             return [*out, *(t for i, t in zip(inexact, out_tangents) if i)]
 
-        tangents = [aval for a, aval in zip(active, self.ins) if a]
-        return jax.make_jaxpr(jvp)(self.ins, tangents)
+        tangents = [p for a, p in zip(active, primals) if a]
+        try:
+            return jax.make_jaxpr(jvp)(primals, tangents)
+        except Exception as error:
+            raise NotImplementedError(self._no_jvp_message(error)) from error
+
+    def _no_jvp_message(self, error: Exception) -> str:
+        return (
+            f"The vector field has no Taylor expansion: `{self.primitive.name}`, at "
+            f"{summarize(self.source)}, depends on the state or on time, and JAX "
+            f"cannot differentiate it forwards ({type(error).__name__}: {error}). Give "
+            "the function that calls it a derivative by `jax.custom_jvp`, or the "
+            "primitive a rule by `diffrax_speedreg.rules.register`; or, if its "
+            "derivative is to be zero, put `jax.lax.stop_gradient` around its "
+            "arguments."
+        )

@@ -18,15 +18,24 @@ class Node:
 
     `recurrence(k)` may use the coefficients `0, ..., k` of `inputs` and the node's own
     coefficients `0, ..., k - 1`. It is called once for each order, in order.
+
+    `primals()` makes arrays of the types that the coefficients have: where those are
+    zero by structure, nothing else knows how they are distributed over devices.
     """
 
-    __slots__ = ("inputs", "recurrence", "known", "constant")
+    __slots__ = ("inputs", "recurrence", "primals", "known", "constant")
 
     def __init__(
-        self, inputs: "Sequence[Series]", recurrence: Recurrence, *, constant: bool
+        self,
+        inputs: "Sequence[Series]",
+        recurrence: Recurrence,
+        primals: Callable[[], Sequence[Array]] | None = None,
+        *,
+        constant: bool = False,
     ):
         self.inputs = tuple(inputs)
         self.recurrence = recurrence
+        self.primals = primals
         self.known: list[Sequence[Coefficient]] = []
         self.constant = constant
 
@@ -96,10 +105,14 @@ class Series:
     def array(self, order: int) -> Array:
         """The coefficient of that order, as an array in any case."""
         coefficient = self.coefficient(order)
-        return self.zeros() if coefficient is None else coefficient
+        return jnp.zeros_like(self.primal()) if coefficient is None else coefficient
 
-    def zeros(self) -> Array:
-        return jnp.zeros(self.aval.shape, self.aval.dtype)
+    def primal(self) -> Array:
+        """The zeroth coefficient, or something of its type if that is zero."""
+        primal = self.coefficient(0)
+        if primal is None and self.node.primals is not None:
+            primal = self.node.primals()[self.index]
+        return jnp.zeros(self.aval.shape, self.aval.dtype) if primal is None else primal
 
 
 def constant(value: Array) -> Series:
@@ -107,10 +120,12 @@ def constant(value: Array) -> Series:
     return Series(Node((), lambda order: [value], constant=True), 0, _aval(value))
 
 
-def zero(aval: jax.ShapeDtypeStruct) -> Series:
-    """A tangent that is zero by structure."""
-    node = Node((), lambda order: [None], constant=True)
-    return Series(node, 0, aval, zero=True)
+def zeros(
+    avals: Sequence[jax.ShapeDtypeStruct], primals: Callable[[], Sequence[Array]]
+) -> list[Series]:
+    """Tangents that are zero by structure."""
+    node = Node((), lambda order: [None] * len(avals), primals, constant=True)
+    return [Series(node, i, aval, zero=True) for i, aval in enumerate(avals)]
 
 
 def polynomial(*coefficients: Array) -> Series:
@@ -119,7 +134,7 @@ def polynomial(*coefficients: Array) -> Series:
     def recurrence(order: int) -> list[Coefficient]:
         return [coefficients[order] if order < len(coefficients) else None]
 
-    return Series(Node((), recurrence, constant=False), 0, _aval(coefficients[0]))
+    return Series(Node((), recurrence), 0, _aval(coefficients[0]))
 
 
 def derivative(series: Series) -> Series:
@@ -128,7 +143,7 @@ def derivative(series: Series) -> Series:
     def recurrence(order: int) -> list[Coefficient]:
         return [scale(series.coefficient(order + 1), order + 1)]
 
-    return Series(Node((), recurrence, constant=False), 0, series.aval)
+    return Series(Node((), recurrence, lambda: [series.primal()]), 0, series.aval)
 
 
 @final
@@ -149,7 +164,7 @@ class Integral:
             assert self._derivative is not None
             return [scale(self._derivative.coefficient(order - 1), 1 / order)]
 
-        node = Node((), recurrence, constant=False)
+        node = Node((), recurrence)
         self.series = Series(node, 0, _aval(initial))
 
     def close(self, derivative: Series) -> None:

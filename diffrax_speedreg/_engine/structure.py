@@ -10,6 +10,7 @@ from typing import Any, final
 
 import jax.extend.core as jex
 import jax.extend.core.primitives as jexp
+from jaxtyping import Array
 
 from .operation import avals, literal_value, Operation
 
@@ -43,7 +44,10 @@ def describe_operation(operation: Operation, rules: bool = True) -> Hashable:
 
 
 def refers_to_itself(
-    operation: Operation, active: Sequence[bool], jvp_jaxpr: jex.ClosedJaxpr
+    operation: Operation,
+    primals: Sequence[Array],
+    active: Sequence[bool],
+    jvp_jaxpr: jex.ClosedJaxpr,
 ) -> jex.JaxprEqn | None:
     """The equation within a `custom_jvp` function's rule that calls the function
     itself, for the rule's own primal outputs.
@@ -64,7 +68,7 @@ def refers_to_itself(
                 called, rules=False
             ) == describe_operation(operation, rules=False)
             if same_function and _describe(
-                called.jvp_jaxpr(active), rules=False
+                called.jvp_jaxpr(primals, active), rules=False
             ) == _describe(jvp_jaxpr, rules=False):
                 return eqn
     return None
