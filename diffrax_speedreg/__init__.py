@@ -1,5 +1,6 @@
 import importlib.metadata
 
+from . import rules as rules
 from ._nfe import nfe as nfe
 from ._problem import (
     final_state as final_state,

@@ -212,13 +212,23 @@ def test_one_matrix_product_per_layer_and_order(activation):
 
 
 @pytest.mark.parametrize("order", (2, 4, 6))
-@pytest.mark.parametrize("loop", ("scan", "while_loop", "cond"))
+@pytest.mark.parametrize(
+    "loop", ("scan", "while_loop", "batched_while_loop", "cond", "checkpoint")
+)
 def test_quadratic_cost_of_control_flow(loop, order):
     def field(t, y, args):
         if loop == "scan":
             return lax.scan(lambda c, _: (jnp.tanh(_matrix @ c), None), y, length=9)[0]
+        elif loop == "checkpoint":
+            return jax.checkpoint(lambda c: jnp.sin(_matrix @ c))(y)
         elif loop == "while_loop":
             return lax.while_loop(lambda c: c[0] > 1, lambda c: jnp.sin(_matrix @ c), y)
+        elif loop == "batched_while_loop":
+            return jax.vmap(
+                lambda a: lax.while_loop(
+                    lambda c: c[0] > a, lambda c: jnp.sin(_matrix @ c), y
+                )
+            )(y)[0]
         else:
             return lax.cond(y[0] > 1, jnp.sin, lambda c: jnp.cos(_matrix @ c), y)
 
@@ -342,19 +352,6 @@ def test_rule_that_closes_over_its_function():
 
     first, second = make(2.0), make(5.0)
     _check(lambda t, y: first(y) + second(y), jnp.array([1.0, 2.0]), order=3)
-
-
-def test_custom_vjp_is_expanded():
-    @jax.custom_vjp
-    def sine(x):
-        return jnp.sin(x)
-
-    sine.defvjp(lambda x: (sine(x), x), lambda x, g: (g * jnp.cos(x),))
-    term = dfx.ODETerm(lambda t, y, args: sine(y))
-    y = jnp.array([0.4, 1.0])
-    coefficients = dsr.taylor_coefficients(term, 0.0, y, order=4)
-    expected = nested_coefficients(lambda t, y: jnp.sin(y), 0.0, y, 4)
-    assert tree_allclose(coefficients, expected, **tolerance(y.dtype))
 
 
 def test_deep_field():

@@ -145,22 +145,6 @@ def test_vmap(field, key):
     assert tree_allclose(jax.vmap(coefficients)(ys), expected, **tolerance(jnp.float64))
 
 
-def test_second_call_does_not_retrace(field, y):
-    traces = 0
-
-    def counted(t, y, args):
-        nonlocal traces
-        traces += 1
-        return field(t, y, args)
-
-    derivative = eqx.filter_jit(dsr.total_derivative)
-    term = dfx.ODETerm(counted)
-    derivative(term, 0.5, y, order=3)
-    first = traces
-    derivative(term, 0.5, y + 1, order=3)
-    assert traces == first > 0
-
-
 @pytest.mark.parametrize("mode", ("forward", "reverse"))
 def test_gradient(field, y, key, mode):
     term = dfx.ODETerm(field)
@@ -175,14 +159,6 @@ def test_gradient(field, y, key, mode):
     else:
         actual = jnp.dot(jax.grad(function)(y), direction)
     assert tree_allclose(actual, expected, rtol=1e-7, atol=1e-7)
-
-
-def test_no_leaked_tracers(field, y):
-    with jax.checking_leaks():
-        derivative = jax.jit(
-            lambda y: dsr.total_derivative(dfx.ODETerm(field), 0.5, y, order=3)
-        )(y)
-    assert jnp.all(jnp.isfinite(derivative))
 
 
 _elementary = st.sampled_from(

@@ -1,0 +1,124 @@
+"""Rules that users register, in the way that the library's own are."""
+
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+from jax.interpreters import mlir
+
+from .helpers import nested_coefficients, tolerance, tree_allclose
+
+
+def _primitive(name, function):
+    """An elementwise primitive with everything but a JVP rule."""
+    primitive = jex.Primitive(name)
+    primitive.def_impl(function)
+    primitive.def_abstract_eval(lambda *avals: avals[0])
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    return primitive
+
+
+@pytest.fixture
+def y():
+    return jr.normal(jr.key(0), (4,))
+
+
+def _check(field, function, y):
+    """A field that uses a primitive, and the function that this evaluates."""
+    term = dfx.ODETerm(lambda t, y, args: field(t, y))
+    coefficients = dsr.taylor_coefficients(term, 0.3, y, order=5)
+    expected = nested_coefficients(function, 0.3, y, 5)
+    assert tree_allclose(coefficients, expected, **tolerance(y.dtype))
+
+
+def test_linear(y):
+    primitive = _primitive("halve", lambda x: x / 2)
+    dsr.rules.register(primitive, dsr.rules.linear)
+    _check(
+        lambda t, y: primitive.bind(jnp.sin(y) * t), lambda t, y: jnp.sin(y) * t / 2, y
+    )
+
+
+def test_bilinear(y):
+    primitive = _primitive("product", lambda a, b: a * b)
+    dsr.rules.register(primitive, dsr.rules.bilinear)
+    _check(
+        lambda t, y: primitive.bind(jnp.sin(y) + t, jnp.exp(y)),
+        lambda t, y: (jnp.sin(y) + t) * jnp.exp(y),
+        y,
+    )
+
+
+def _exponential(operation, inputs, outputs):
+    (u,), (v,) = inputs, outputs
+
+    def coefficients(order):
+        terms = [
+            j * u.array(j) * v.array(order - j) / order for j in range(1, order + 1)
+        ]
+        return [sum(terms)]
+
+    return coefficients
+
+
+def test_own_recurrence_by_name(y):
+    primitive = _primitive("own_exponential", jnp.exp)
+    dsr.rules.register("own_exponential", dsr.rules.Rule(_exponential))
+    _check(
+        lambda t, y: jnp.cos(primitive.bind(y * t)),
+        lambda t, y: jnp.cos(jnp.exp(y * t)),
+        y,
+    )
+
+
+def test_no_recurrence_for_these_parameters(y):
+    """Then the expansion follows from the JVP rule, as it does without a rule."""
+    primitive = _primitive("shifted_sine", jnp.sin)
+    jax.interpreters.ad.defjvp(primitive, lambda g, x: g * jnp.cos(x))
+    dsr.rules.register(primitive, dsr.rules.Rule(lambda *args: None))
+    _check(lambda t, y: primitive.bind(y + t), lambda t, y: jnp.sin(y + t), y)
+
+
+def test_products_with_zeros_are_left_out(y):
+    """Of a rule that says when its output vanishes, the derivative is a zero too."""
+    primitive = _primitive("guarded_product", lambda a, b: a * b)
+    asked = []
+
+    def recurrence(operation, inputs, outputs):
+        a, b = inputs
+        asked.append((a.zero, b.zero))
+        return lambda order: [dsr.rules.cauchy_product(jnp.multiply, a, b, order)]
+
+    dsr.rules.register(primitive, dsr.rules.Rule(recurrence, is_zero=any))
+
+    @jax.custom_jvp
+    def shifted(x, shift):
+        return x + shift
+
+    @shifted.defjvp
+    def _(primals, tangents):
+        x, shift = primals
+        dx, dshift = tangents
+        return x + shift, primitive.bind(dx, jnp.ones(4)) + primitive.bind(dshift, x)
+
+    _check(
+        lambda t, y: shifted(jnp.sin(y), jnp.ones(4)), lambda t, y: jnp.sin(y) + 1, y
+    )
+    assert asked == [(False, False)]
+
+
+def test_unknown_primitive(y):
+    primitive = _primitive("opaque", jnp.sin)
+    term = dfx.ODETerm(lambda t, y, args: primitive.bind(y))
+    with pytest.raises(NotImplementedError, match=r"`opaque`, at .*test_rules\.py"):
+        dsr.total_derivative(term, 0.0, y, order=2)
+
+
+def test_bad_registration(without_type_checks):
+    with pytest.raises(TypeError, match="Expected a `diffrax_speedreg.rules.Rule`"):
+        dsr.rules.register("sin", jnp.sin)
+    with pytest.raises(TypeError, match="jax.custom_jvp"):
+        dsr.rules.register(jnp.sin, dsr.rules.linear)
