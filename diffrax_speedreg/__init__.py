@@ -8,9 +8,26 @@ from ._problem import (
     solve_adaptive as solve_adaptive,
     solve_fixed as solve_fixed,
 )
+from ._quadrature import (
+    gauss_legendre as gauss_legendre,
+    Quadrature as Quadrature,
+    random_end_time as random_end_time,
+    random_nodes as random_nodes,
+)
+from ._regularizers import (
+    AbstractRegularizer as AbstractRegularizer,
+    JacobianNorm as JacobianNorm,
+    Speed as Speed,
+    WeightedSum as WeightedSum,
+)
 from ._solution import (
     taylor_coefficients as taylor_coefficients,
     total_derivative as total_derivative,
+)
+from ._solver.estimates import (
+    EstimateRegularizedSolver as EstimateRegularizedSolver,
+    EstimateState as EstimateState,
+    solver_state as solver_state,
 )
 from ._solver.midpoint import (
     AbstractMidpoint as AbstractMidpoint,

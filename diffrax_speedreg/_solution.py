@@ -76,12 +76,11 @@ class SolutionSeries:
         )
 
 
-def solution_series(
-    term: dfx.AbstractTerm, t: RealScalarLike, y: Y, args: Args
-) -> SolutionSeries:
-    """The series in time from `t` on, with the term's vector field there as `aux`."""
+def time_field(
+    term: dfx.AbstractTerm, y: Y, args: Args
+) -> Callable[[RealScalarLike, PyTree[Array]], tuple[PyTree[Array], VF]]:
+    """The function `(t, y) -> (dy/dt, vf)` of a term, for states like `y`."""
     check_time_driven(term)
-    y = as_state(y)
     # Of the lowest precision, so that no leaf of the state is promoted by it.
     dtypes = [jnp.finfo(leaf.dtype).dtype for leaf in jtu.tree_leaves(y)]
     dtype = min(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
@@ -91,7 +90,15 @@ def solution_series(
         vf = term.vf(t, y, args)
         return term.prod(vf, unit), vf
 
-    return SolutionSeries(field, t, 1.0, y)
+    return field
+
+
+def solution_series(
+    term: dfx.AbstractTerm, t: RealScalarLike, y: Y, args: Args
+) -> SolutionSeries:
+    """The series in time from `t` on, with the term's vector field there as `aux`."""
+    y = as_state(y)
+    return SolutionSeries(time_field(term, y, args), t, 1.0, y)
 
 
 @eqx.filter_jit

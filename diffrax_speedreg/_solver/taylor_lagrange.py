@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -5,12 +6,14 @@ import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from equinox.internal import ω
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import Array, PyTree, Real
 
 from .._checks import check_like_state, check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import mean_square, real_dtype
+from .._regularizers import Speed
 from .._solution import SolutionSeries
 from .interpolation import TaylorInterpolation
 from .midpoint import AbstractMidpoint
@@ -23,9 +26,11 @@ class TaylorLagrangeState(eqx.Module):
 
     - `penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert^2$, the mean square of the
         remainder's entries, summed over the steps so far.
+    - `speed`: the speed regularizer up to here, `None` if it was not asked for.
     """
 
-    penalty: Inexact[Array, ""]
+    penalty: Real[Array, ""]
+    speed: Real[Array, ""] | None
 
 
 class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
@@ -51,7 +56,9 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     polynomial itself for dense/ts output.
 
     The remainder's mean square, accumulated over the steps, is in the solver's state:
-    use `diffrax.SaveAt(t1=True, solver_state=True)`.
+    use `diffrax.SaveAt(t1=True, solver_state=True)`. So is the speed regularizer $R_K$,
+    if one is passed, of the polynomials: their K-th derivatives differ from the
+    solution's by $O(h^{p + 1 - K})$.
 
     **Cost:** a step costs about $2p - 1$ evaluations of the vector field (2 if $p = 1$;
     $p$ without a midpoint), and one more if it is adaptive.
@@ -67,6 +74,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
 
     degree: int = eqx.field(static=True)
     remainder: AbstractMidpoint | None
+    speed: Speed | None
 
     # `diffeqsolve` wraps the term after checking this, so that a solver never sees the
     # class that the user passed.
@@ -75,7 +83,13 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         TaylorInterpolation
     )
 
-    def __init__(self, order: int = 2, remainder: AbstractMidpoint | None = None):
+    def __init__(
+        self,
+        order: int = 2,
+        remainder: AbstractMidpoint | None = None,
+        *,
+        speed: Speed | None = None,
+    ):
         """**Arguments:**
 
         - `order`: $p$, the degree of the Taylor polynomial, at least 1. (The order of
@@ -83,6 +97,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         - `remainder`: where to take the remainder: a
             [`diffrax_speedreg.AbstractMidpoint`][], or `None` for a truncated Taylor
             method.
+        - `speed`: a speed regularizer of at most order $p$, to gather without further
+            expansions.
         """
         order = check_positive_integer(order, "order")
         if not isinstance(remainder, AbstractMidpoint | None):
@@ -90,8 +106,15 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
                 "`remainder` must be an `AbstractMidpoint`, such as `MidpointMLP`, or "
                 f"`None`, but got {remainder!r}."
             )
+        if speed is not None and speed.order > order:
+            raise ValueError(
+                f"The expansion in a solver of order {order} has no derivative of "
+                f"order {speed.order}. Use `Speed({order})` or lower, a solver of "
+                f"order {speed.order}, or a `Quadrature` after the solve."
+            )
         self.degree = order
         self.remainder = remainder
+        self.speed = speed
 
     def order(self, terms: dfx.AbstractTerm) -> int:
         del terms
@@ -118,7 +141,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     ) -> TaylorLagrangeState:
         del t0, t1, args
         check_time_driven(terms)
-        return TaylorLagrangeState(jnp.zeros((), real_dtype(y0)))
+        nothing = jnp.zeros((), real_dtype(y0))
+        return TaylorLagrangeState(nothing, None if self.speed is None else nothing)
 
     def step(
         self,
@@ -154,7 +178,11 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         slope, _ = field(t1, y1)
         y_error = (slope**ω - end_slope**ω).ω
         stacked = jtu.tree_map(lambda *c: jnp.stack(c), *coefficients)
-        state = TaylorLagrangeState(solver_state.penalty + mean_square(remainder))
+        penalty = solver_state.penalty + mean_square(remainder)
+        speed = solver_state.speed
+        if self.speed is not None and speed is not None:
+            speed = speed + _step_speed(coefficients, t1 - t0, self.speed.order)
+        state = TaylorLagrangeState(penalty, speed)
         return y1, y_error, dict(coefficients=stacked), state, dfx.RESULTS.successful
 
     def _remainder(
@@ -184,6 +212,28 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         self, terms: dfx.AbstractTerm, t0: RealScalarLike, y0: Y, args: Args
     ) -> VF:
         return terms.vf(t0, y0, args)
+
+
+def _step_speed(
+    coefficients: Sequence[PyTree[Array]], h: RealScalarLike, order: int
+) -> Real[Array, ""]:
+    """The integral of the mean square of a derivative of a step's polynomial.
+
+    By Gauss-Legendre quadrature with as many nodes as make it exact.
+    """
+    factors = [math.perm(k, order) for k in range(order, len(coefficients))]
+    nodes, weights = np.polynomial.legendre.leggauss(len(factors))
+    dtype = real_dtype(coefficients[0])
+    h, total = jnp.asarray(h, dtype), jnp.zeros((), dtype)
+    for node, weight in zip((nodes + 1) / 2, weights / 2):
+        terms = [
+            (float(factor * node**i) * c**ω).ω
+            for i, (factor, c) in enumerate(zip(factors, coefficients[order:]))
+        ]
+        # Divided before it is squared, lest a small step underflow.
+        derivative = jtu.tree_map(lambda x: x / (h**order).astype(x.dtype), _sum(terms))
+        total += float(weight) * mean_square(derivative)
+    return total * jnp.abs(h)
 
 
 def _sum(trees: Sequence[PyTree[Array]]) -> PyTree[Array]:

@@ -1,0 +1,104 @@
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+from .helpers import tolerance, tree_allclose
+
+
+_matrix = jr.normal(jr.key(0), (3, 3))
+_linear = dfx.ODETerm(lambda t, y, args: _matrix @ y * jnp.cos(t))
+
+
+@pytest.fixture
+def y():
+    return jr.normal(jr.key(1), (3,))
+
+
+def _value(regularizer, y, t=0.4, term=_linear):
+    return regularizer.evaluate(term, t, y, None)[1]
+
+
+def test_kinetic_energy(y):
+    vf, value = dsr.Speed(1).evaluate(_linear, 0.4, y, None)
+    assert tree_allclose(vf, _linear.vf(0.4, y, None), **tolerance(y.dtype))
+    assert tree_allclose(value, jnp.mean(vf**2), **tolerance(y.dtype))
+
+
+def test_jacobian_norm_is_unbiased(y):
+    samples = jax.vmap(lambda k: _value(dsr.JacobianNorm.draw(k, y), y))(
+        jr.split(jr.key(2), 4000)
+    )
+    expected = jnp.sum((_matrix * jnp.cos(0.4)) ** 2) / 3
+    error = jnp.std(samples) / jnp.sqrt(4000)
+    assert jnp.abs(jnp.mean(samples) - expected) < 4 * error
+
+
+def test_jacobian_norm_of_a_pytree():
+    """For a diagonal Jacobian, signs give it exactly."""
+    y = dict(a=jnp.ones((2, 2)), b=jnp.array(3.0))
+    term = dfx.ODETerm(lambda t, y, args: dict(a=2 * y["a"], b=5 * y["b"]))
+    vf, value = dsr.JacobianNorm.draw(jr.key(0), y).evaluate(term, 0.0, y, None)
+    expected = jnp.array((4 * 2.0**2 + 5.0**2) / 5)
+    assert tree_allclose(vf, dict(a=2 * y["a"], b=5 * y["b"]), rtol=0.0, atol=0.0)
+    assert tree_allclose(value, expected, **tolerance(expected.dtype))
+
+
+def test_weighted_sum(y):
+    noise = dsr.JacobianNorm.draw(jr.key(0), y)
+    regularizer = 2 * dsr.Speed(1) + noise * 0.5 + dsr.Speed(3)
+    expected = 2 * _value(dsr.Speed(1), y) + 0.5 * _value(noise, y)
+    expected += _value(dsr.Speed(3), y)
+    assert tree_allclose(_value(regularizer, y), expected, **tolerance(y.dtype))
+    gradient = jax.grad(lambda w: _value(w * dsr.Speed(2), y))(3.0)
+    assert tree_allclose(gradient, _value(dsr.Speed(2), y), **tolerance(y.dtype))
+
+
+def test_sum_of_something_else(without_type_checks):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        dsr.Speed(1) + 1.0
+    with pytest.raises(TypeError, match="unsupported operand"):
+        dsr.Speed(1) * dsr.Speed(2)
+
+
+@pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, 0.0)))
+def test_rnode_beside_and_after_the_solve(t0, t1, y):
+    regularizer = dsr.Speed(1) + 0.1 * dsr.JacobianNorm.draw(jr.key(3), y)
+    wrapped = dsr.SpeedRegularizedTerm(_linear, regularizer=regularizer)
+    dt0 = (t1 - t0) / 20
+    beside = dfx.diffeqsolve(wrapped, dfx.Dopri8(), t0, t1, dt0, wrapped.init(y))
+    quadrature = dsr.gauss_legendre(t0, t1, 12)
+    after = dfx.diffeqsolve(
+        _linear, dfx.Dopri8(), t0, t1, dt0, y, saveat=quadrature.saveat()
+    )
+    after, nodes = quadrature.split(after)
+    ys, value = wrapped.split(beside.ys)
+    expected = quadrature.integrate(regularizer, _linear, nodes)
+    assert tree_allclose(ys, after.ys, **tolerance(y.dtype))
+    assert tree_allclose(value[0], expected, rtol=1e-9, atol=0.0)
+
+
+def test_own_regularizer(y):
+    class Size(dsr.AbstractRegularizer):
+        def evaluate(self, term, t, y, args):
+            return term.vf(t, y, args), jnp.sum(y**2)
+
+    term = dfx.ODETerm(lambda t, y, args: -y)
+    wrapped = dsr.SpeedRegularizedTerm(term, regularizer=Size())
+    solution = dfx.diffeqsolve(wrapped, dfx.Dopri8(), 0.0, 1.0, 0.05, wrapped.init(y))
+    expected = jnp.sum(y**2) * (1 - jnp.exp(-2.0)) / 2
+    assert tree_allclose(wrapped.split(solution.ys)[1][0], expected, rtol=1e-9, atol=0)
+
+
+def test_noise_of_another_shape(y):
+    noise = dsr.JacobianNorm(jnp.ones(4))
+    with pytest.raises(ValueError, match="The noise of `JacobianNorm`"):
+        _value(noise, y)
+
+
+@pytest.mark.parametrize("order", (0, 1.5, None))
+def test_bad_order(order, without_type_checks):
+    with pytest.raises(ValueError, match="`order` must be a positive integer"):
+        dsr.Speed(order)
