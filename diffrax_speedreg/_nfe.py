@@ -1,7 +1,10 @@
+from typing import Any
+
 import diffrax as dfx
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from ._solver.estimates import EstimateRegularizedSolver
 from ._solver.taylor_lagrange import TaylorLagrangeSolver
 
 
@@ -17,8 +20,10 @@ def nfe(
 
     **Arguments:**
 
-    - `solver`: the solver: an explicit Runge-Kutta method of Diffrax's (`Tsit5`,
-        `Dopri5`, `Dopri8`, `Bosh3`, `Heun`, `Midpoint`, `Ralston`), `Euler`, or ours.
+    - `solver`: the solver: an explicit one of Diffrax's (`Tsit5`, `Dopri5`, `Dopri8`,
+        `Bosh3`, `Heun`, `Midpoint`, `Ralston`, `Euler`, `LeapfrogMidpoint`,
+        `ReversibleHeun`, `SemiImplicitEuler`), ours, or one of these within a
+        `diffrax.HalfSolver` or [`diffrax_speedreg.EstimateRegularizedSolver`][].
     - `solution`: what `diffrax.diffeqsolve` returned with that solver.
     - `adaptive`: whether steps were adaptive. Only needed for a Taylor method, which
         then evaluates an error estimate.
@@ -34,25 +39,48 @@ def nfe(
     which they depend on the iterations of a root finder; and for a Taylor method if
     `adaptive` is not passed.
     """
-    if isinstance(solver, dfx.AbstractERK) and isinstance(
-        solver.tableau, dfx.ButcherTableau
-    ):
-        first = int(solver.tableau.fsal)
-        per_step = solver.tableau.num_stages - first
-    elif isinstance(solver, dfx.Euler):
-        first, per_step = 0, 1
-    elif isinstance(solver, TaylorLagrangeSolver):
+    first, per_step = _evaluations(solver, adaptive)
+    # There are none for the first step's size: as Diffrax wraps the term, its selection
+    # for ODEs does not apply, and `dt0=None` stands for 0.01.
+    return first + per_step * jnp.asarray(solution.stats["num_steps"])
+
+
+def _evaluations(solver: Any, adaptive: bool | None) -> tuple[int, int]:
+    """At the start of a solve, and in each step."""
+    # `type`, for Diffrax takes a wrapping solver to be an instance of what it wraps.
+    kind = type(solver)
+    if kind is dfx.HalfSolver:
+        # Of the first three steps, the second half alone has one before it.
+        first, per_step = _evaluations(solver.solver, adaptive)
+        return 2 * first, 3 * per_step
+    elif kind is EstimateRegularizedSolver:
+        first, per_step = _evaluations(solver.solver, adaptive)
+        return first, per_step + 2 * int(solver.stiffness)
+    elif kind is TaylorLagrangeSolver:
         if adaptive is None:
             raise ValueError(
                 "For a `TaylorLagrangeSolver` pass `adaptive=True` or `False`: it "
                 "evaluates an error estimate only if steps are adaptive."
             )
-        first, per_step = 0, solver.coefficients_per_step(adaptive)
-    else:
-        raise ValueError(
-            "The number of evaluations is known for explicit Runge-Kutta methods, "
-            f"`Euler` and `TaylorLagrangeSolver`, but got {type(solver).__name__}."
-        )
-    # There are none for the first step's size: as Diffrax wraps the term, its selection
-    # for ODEs does not apply, and `dt0=None` stands for 0.01.
-    return first + per_step * jnp.asarray(solution.stats["num_steps"])
+        return 0, solver.coefficients_per_step(adaptive)
+    elif kind in _known:
+        return _known[kind]
+    elif issubclass(kind, dfx.AbstractERK) and isinstance(
+        solver.tableau, dfx.ButcherTableau
+    ):
+        first = int(solver.tableau.fsal)
+        return first, solver.tableau.num_stages - first
+    raise ValueError(
+        "The number of evaluations is known for explicit Runge-Kutta methods, "
+        f"{', '.join(f'`{k.__name__}`' for k in _known)}, `TaylorLagrangeSolver`, and "
+        f"solvers that wrap one of these, but got {kind.__name__}."
+    )
+
+
+_known = {
+    dfx.Euler: (0, 1),
+    dfx.LeapfrogMidpoint: (0, 1),
+    dfx.ReversibleHeun: (1, 1),
+    # One of each vector field.
+    dfx.SemiImplicitEuler: (0, 2),
+}

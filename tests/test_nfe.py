@@ -59,7 +59,35 @@ def test_adaptive(solver):
     assert dsr.nfe(solver, solution) == counter.read()
 
 
-@pytest.mark.parametrize("solver", (dfx.Euler(), *_runge_kutta), ids=_name)
+@pytest.mark.parametrize(
+    "solver",
+    (
+        dfx.HalfSolver(dfx.Tsit5()),
+        dfx.HalfSolver(dfx.Euler()),
+        dfx.ReversibleHeun(),
+        dsr.EstimateRegularizedSolver(dfx.Tsit5()),
+        dsr.EstimateRegularizedSolver(dfx.Heun(), stiffness=True),
+        dsr.EstimateRegularizedSolver(dfx.HalfSolver(dfx.Midpoint())),
+    ),
+    ids=_name,
+)
+def test_wrapped_and_others(solver):
+    test_adaptive(solver)
+
+
+def test_semi_implicit_euler():
+    """Evaluations of the two vector fields together."""
+    counter = _Counter()
+    terms = (dfx.ODETerm(counter), dfx.ODETerm(counter))
+    solver = dfx.SemiImplicitEuler()
+    y0 = (jnp.array(1.0), jnp.array(0.0))
+    solution = dfx.diffeqsolve(terms, solver, 0.0, 1.0, 0.125, y0)
+    assert dsr.nfe(solver, solution) == counter.read() == 16
+
+
+@pytest.mark.parametrize(
+    "solver", (dfx.Euler(), dfx.LeapfrogMidpoint(), *_runge_kutta), ids=_name
+)
 def test_fixed(solver):
     counter = _Counter()
     problem = dsr.InitialValueProblem(dfx.ODETerm(counter), jnp.array(1.0))
