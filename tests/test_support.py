@@ -1,0 +1,22 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from . import support
+
+
+_page = Path(__file__).parents[1] / "docs" / "support.md"
+
+
+def _documented(solver, adjoint, saveat):
+    """What the page says, in the row of the solver or of what is saved."""
+    row = solver if saveat == "t1" else saveat
+    (line,) = re.findall(rf"^\| `{row}` \|.*$", _page.read_text(), re.MULTILINE)
+    outcomes = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+    return outcomes[list(support.ADJOINTS).index(adjoint)]
+
+
+@pytest.mark.parametrize("cell", support.CELLS, ids="-".join)
+def test_page_is_right(cell):
+    assert support.outcome(*cell) == _documented(*cell)
