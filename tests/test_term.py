@@ -229,3 +229,36 @@ def test_integer_state():
 def test_empty_state():
     with pytest.raises(ValueError, match="The state has no arrays"):
         dsr.SpeedRegularizedTerm(_decay).init(())
+
+
+@pytest.mark.parametrize(
+    "solver", (dfx.Heun(), dfx.Bosh3(), dfx.Tsit5(), dfx.Dopri5(), dfx.Dopri8())
+)
+def test_why_the_order_of_the_derivative_matters(solver):
+    """Solutions of a degree below the solver's order take few steps, those of that
+    degree many: there, the derivative of that order, and with it R_K, vanishes no more.
+    """
+    order = solver.order(_decay)
+
+    def steps(degree):
+        term = dfx.ODETerm(lambda t, y, args: degree * t ** (degree - 1))
+        controller = dfx.PIDController(rtol=0, atol=1e-7)
+        solution = dfx.diffeqsolve(
+            term,
+            solver,
+            0.0,
+            10.0,
+            None,
+            jnp.array(1.0),
+            stepsize_controller=controller,
+            max_steps=None,
+        )
+        return solution.stats["num_steps"]
+
+    def speed(degree):
+        term = dfx.ODETerm(lambda t, y, args: degree * t ** (degree - 1))
+        return dsr.Speed(order).evaluate(term, 5.0, jnp.array(1.0), None)[1]
+
+    below, at = steps(order - 1), steps(order)
+    assert at > 2 * below and below < 15
+    assert speed(order - 1) == 0 < speed(order)
