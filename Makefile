@@ -5,15 +5,19 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 BIN := .venv/bin
 DEMO ?=
 
-.PHONY: demo test check format test-versions clean
+.PHONY: demo benchmarks test check format test-versions clean
 
 demo: .venv/experiments
 	$(BIN)/python -m experiments.digits $(DEMO)
 
+benchmarks: .venv/benchmarks .venv/experiments
+	$(BIN)/python -m benchmarks.taylor
+	$(BIN)/python -m benchmarks.regularization
+
 test: .venv/experiments .venv/tests
 	$(BIN)/python -m pytest -n auto
 
-check: .venv/experiments .venv/tests .venv/checks
+check: .venv/benchmarks .venv/experiments .venv/tests .venv/checks
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
