@@ -78,3 +78,15 @@ def test_callbacks_of_constants_are_constants():
     derivative = dsr.total_derivative(dfx.ODETerm(field), 0.0, _y, _y, order=3)
     expected = _y * jnp.sin(_y) ** 6
     assert jnp.allclose(derivative, expected)
+
+
+@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="JAX has none, or is too old")
+def test_mutable_arrays():
+    def field(t, y, args):
+        reference = jax.new_ref(y)
+        reference[0] = jnp.sin(y[0])
+        return reference[...]
+
+    match = r"mutable arrays, such as at .*test_unexpandable\.py"
+    with pytest.raises(NotImplementedError, match=match):
+        dsr.total_derivative(dfx.ODETerm(field), 0.0, _y, order=2)

@@ -53,8 +53,17 @@ class Operation:
         cls, eqn: jex.JaxprEqn, source: SourceInfo | None = None
     ) -> "Operation":
         """`source`, if the equation is not the user's, but derived from one."""
+        source = source or eqn.source_info
+        atoms: list[Any] = [*eqn.invars, *eqn.outvars]
+        if any(hasattr(atom.aval, "inner_aval") for atom in atoms):
+            # What happens to these depends on an order that recurrences do not keep.
+            raise NotImplementedError(
+                f"A vector field with mutable arrays, such as at {summarize(source)}, "
+                "has no Taylor expansion. Use `x.at[...].set(...)` instead of a "
+                "`jax.new_ref`."
+            )
         ins, outs = avals(eqn.invars), avals(eqn.outvars)
-        return cls(eqn.primitive, eqn.params, ins, outs, source or eqn.source_info)
+        return cls(eqn.primitive, eqn.params, ins, outs, source)
 
     def replace(self, **params: Any) -> "Operation":
         """The same with other parameters."""

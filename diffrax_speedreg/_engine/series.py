@@ -3,6 +3,7 @@ from typing import final, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 
@@ -115,7 +116,7 @@ class Series:
         return jnp.zeros(self.aval.shape, self.aval.dtype) if primal is None else primal
 
 
-def constant(value: Array) -> Series:
+def constant(value: Array | np.ndarray) -> Series:
     r"""The series $u_0 + 0 s + 0 s^2 + \cdots$."""
     return Series(Node((), lambda order: [value], constant=True), 0, _aval(value))
 
@@ -177,5 +178,5 @@ def scale(coefficient: Coefficient, factor: int | float) -> Coefficient:
     return coefficient * factor
 
 
-def _aval(array: Array) -> jax.ShapeDtypeStruct:
+def _aval(array: Array | np.ndarray) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
