@@ -17,9 +17,7 @@ SOLVERS = dict(
     Dopri8=dfx.Dopri8(),
     ReversibleHeun=dfx.ReversibleHeun(),
     HalfSolver=dfx.HalfSolver(dfx.Midpoint()),
-    Kvaerno3=dfx.Kvaerno3(
-        root_finder=optx.Newton(rtol=1e-6, atol=1e-6)
-    ),
+    Kvaerno3=dfx.Kvaerno3(root_finder=optx.Newton(rtol=1e-6, atol=1e-6)),
     TaylorLagrangeSolver=dsr.TaylorLagrangeSolver(2),
     EstimateRegularizedSolver=dsr.EstimateRegularizedSolver(dfx.Bosh3()),
 )
