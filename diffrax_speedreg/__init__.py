@@ -56,6 +56,7 @@ from ._training.divergence import (
     solving as solving,
     TrainingDiverged as TrainingDiverged,
 )
+from ._training.known import fit_solver as fit_solver
 from ._training.losses import (
     dynamics_loss as dynamics_loss,
     midpoint_loss as midpoint_loss,
