@@ -197,13 +197,16 @@ def test_penalty(midpoint):
     term = dfx.ODETerm(lambda t, y, args: -y)
     problem = dsr.InitialValueProblem(term, _y0)
     solution = dsr.solve_fixed(problem, solver, num_steps)
-    y, expected = _y0, 0.0
+    y, expected, absolute = _y0, 0.0, 0.0
     for _ in range(num_steps):
         remainder = h**2 / 2 * (y * (1 - h / 3) if midpoint else y)
         y = y - h * y + remainder
         expected += jnp.mean(remainder**2)
+        absolute += jnp.mean(jnp.abs(remainder))
     assert tree_allclose(dsr.final_state(solution), y, rtol=1e-13, atol=0.0)
-    assert tree_allclose(solution.solver_state.penalty, expected, rtol=1e-13, atol=0.0)
+    state = dsr.solver_state(solution)
+    assert tree_allclose(state.penalty, expected, rtol=1e-13, atol=0.0)
+    assert tree_allclose(state.absolute_penalty, absolute, rtol=1e-13, atol=0.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree, Real
 
 from .._checks import check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
-from .._misc import mean_square, real_dtype
+from .._misc import mean_absolute, mean_square, real_dtype
 from .._regularizers import Speed
 from .._solution import SolutionSeries
 from .correction import AbstractCorrection
@@ -27,10 +27,13 @@ class TaylorLagrangeState(eqx.Module):
 
     - `penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert^2$, the mean square of the
         remainder's entries, summed over the steps so far.
+    - `absolute_penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert_1$, their mean absolute
+        value, which is what the reference implementation penalizes.
     - `speed`: the speed regularizer up to here, `None` if it was not asked for.
     """
 
     penalty: Real[Array, ""]
+    absolute_penalty: Real[Array, ""]
     speed: Real[Array, ""] | None
 
 
@@ -146,7 +149,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         del t0, t1, args
         check_time_driven(terms)
         nothing = jnp.zeros((), real_dtype(y0))
-        return TaylorLagrangeState(nothing, None if self.speed is None else nothing)
+        speed = None if self.speed is None else nothing
+        return TaylorLagrangeState(nothing, nothing, speed)
 
     def step(
         self,
@@ -176,10 +180,11 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         y_error = (slope**ω - end_slope**ω).ω
         stacked = jtu.tree_map(lambda *c: jnp.stack(c), *coefficients)
         penalty = solver_state.penalty + mean_square(remainder)
+        absolute = solver_state.absolute_penalty + mean_absolute(remainder)
         speed = solver_state.speed
         if self.speed is not None and speed is not None:
             speed = speed + _step_speed(coefficients, t1 - t0, self.speed.order)
-        state = TaylorLagrangeState(penalty, speed)
+        state = TaylorLagrangeState(penalty, absolute, speed)
         return y1, y_error, dict(coefficients=stacked), state, dfx.RESULTS.successful
 
     def _remainder(
