@@ -24,14 +24,19 @@ from ._solution import (
     taylor_coefficients as taylor_coefficients,
     total_derivative as total_derivative,
 )
+from ._solver.correction import (
+    AbstractCorrection as AbstractCorrection,
+    ConstantCorrection as ConstantCorrection,
+    CorrectionMLP as CorrectionMLP,
+)
 from ._solver.estimates import (
     EstimateRegularizedSolver as EstimateRegularizedSolver,
     EstimateState as EstimateState,
     solver_state as solver_state,
 )
-from ._solver.midpoint import (
-    AbstractMidpoint as AbstractMidpoint,
-    MidpointMLP as MidpointMLP,
+from ._solver.hypersolver import (
+    HyperSolver as HyperSolver,
+    HyperState as HyperState,
 )
 from ._solver.taylor_lagrange import (
     TaylorLagrangeSolver as TaylorLagrangeSolver,
@@ -51,6 +56,7 @@ from ._training.divergence import (
     solving as solving,
     TrainingDiverged as TrainingDiverged,
 )
+from ._training.known import fit_solver as fit_solver
 from ._training.losses import (
     dynamics_loss as dynamics_loss,
     midpoint_loss as midpoint_loss,

@@ -271,7 +271,7 @@ def run(options: argparse.Namespace) -> list[report.Result]:
 
     method = f"Taylor-Lagrange {options.solver_order}"
     batches, record = start(method)
-    midpoint = dsr.MidpointMLP(PIXELS, key=midpoint_key)
+    midpoint = dsr.CorrectionMLP(PIXELS, key=midpoint_key)
     solver = dsr.TaylorLagrangeSolver(options.solver_order, midpoint)
     taylor, solver = train_alternating(model, solver, batches, rate, record)
 

@@ -99,7 +99,7 @@ def test_fixed(solver):
     "order, midpoint, per_step", ((1, True, 2), (3, True, 5), (3, False, 3))
 )
 def test_taylor(order, midpoint, per_step):
-    remainder = dsr.MidpointMLP(2, key=jr.key(0)) if midpoint else None
+    remainder = dsr.CorrectionMLP(2, key=jr.key(0)) if midpoint else None
     solver = dsr.TaylorLagrangeSolver(order, remainder)
     problem = dsr.InitialValueProblem(dfx.ODETerm(lambda t, y, args: -y), jnp.ones(2))
     fixed = dsr.solve_fixed(problem, solver, 4)

@@ -144,7 +144,7 @@ def test_order_of_the_free_one(order, expected):
 def test_free_one_of_a_polynomial(midpoint, t0, t1):
     """y = t^3 has y'' = 6 t, so that R_2 = 12, and the solver is exact too."""
     term = dfx.ODETerm(lambda t, y, args: 3 * t**2 * jnp.ones_like(y))
-    remainder = dsr.MidpointMLP(2, key=jr.key(0)) if midpoint else None
+    remainder = dsr.CorrectionMLP(2, key=jr.key(0)) if midpoint else None
     solver = dsr.TaylorLagrangeSolver(3, remainder, speed=dsr.Speed(2))
     saveat = dfx.SaveAt(t1=True, solver_state=True)
     y0 = jnp.full(2, t0**3)

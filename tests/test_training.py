@@ -55,7 +55,7 @@ def trainer():
 
 @pytest.fixture
 def state(trainer, key):
-    solver = dsr.TaylorLagrangeSolver(2, dsr.MidpointMLP(2, key=key))
+    solver = dsr.TaylorLagrangeSolver(2, dsr.CorrectionMLP(2, key=key))
     return trainer.init(_Linear(_rotation + 0.3), solver)
 
 
@@ -87,7 +87,7 @@ def test_no_retrace():
         return _problem(model, batch)
 
     trainer = _trainer(problem=counted)
-    solver = dsr.TaylorLagrangeSolver(1, dsr.MidpointMLP(2, key=jr.key(0)))
+    solver = dsr.TaylorLagrangeSolver(1, dsr.CorrectionMLP(2, key=jr.key(0)))
     state = trainer.init(_Linear(_rotation), solver)
     state = dsr.fit(trainer, state, _batches(2), midpoint_every=1)
     assert traces == 2
@@ -166,7 +166,7 @@ def test_fit_without_a_midpoint(trainer):
 
 def test_midpoint_step_without_a_midpoint(trainer):
     state = trainer.init(_Linear(_rotation), dsr.TaylorLagrangeSolver(3))
-    with pytest.raises(ValueError, match="no midpoint to train.*order=3"):
+    with pytest.raises(ValueError, match="no midpoint to train.*remainder=None"):
         trainer.midpoint_step(state, _batch(jr.key(0)))
 
 
@@ -192,7 +192,7 @@ def test_unsolvable_equation_says_when(key):
         return dsr.InitialValueProblem(field, batch[0])
 
     trainer = _trainer(problem=stiff, loss=lambda model, y1, batch: jnp.array(0.0))
-    solver = dsr.TaylorLagrangeSolver(1, dsr.MidpointMLP(2, key=key))
+    solver = dsr.TaylorLagrangeSolver(1, dsr.CorrectionMLP(2, key=key))
     state = trainer.init(_Linear(_rotation), solver)
     with pytest.raises(
         dsr.TrainingDiverged, match="at step 2.*maximum number of solver steps"

@@ -10,13 +10,14 @@ import numpy as np
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_like_state, check_positive_integer, check_time_driven
+from .._checks import check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
-from .._misc import mean_square, real_dtype
+from .._misc import mean_absolute, mean_square, real_dtype
 from .._regularizers import Speed
 from .._solution import SolutionSeries
+from .correction import AbstractCorrection
+from .field import corrected, step_field, StepField
 from .interpolation import TaylorInterpolation
-from .midpoint import AbstractMidpoint
 
 
 class TaylorLagrangeState(eqx.Module):
@@ -26,10 +27,13 @@ class TaylorLagrangeState(eqx.Module):
 
     - `penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert^2$, the mean square of the
         remainder's entries, summed over the steps so far.
+    - `absolute_penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert_1$, their mean absolute
+        value, which is what the reference implementation penalizes.
     - `speed`: the speed regularizer up to here, `None` if it was not asked for.
     """
 
     penalty: Real[Array, ""]
+    absolute_penalty: Real[Array, ""]
     speed: Real[Array, ""] | None
 
 
@@ -43,12 +47,15 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     $$y_1 = \sum_{k < p} c_k(t_0, y_0) + c_p(t_0 + \theta h, \Gamma),
     \qquad \theta = \frac{1}{p + 1},$$
 
-    where $c_k = \frac{1}{k!} \frac{\mathrm{d}^k y}{\mathrm{d}s^k}$. A network that has
-    learned where $\Gamma$ lies makes a few coarse steps accurate; see
-    [`diffrax_speedreg.AbstractMidpoint`][] for its parametrization, and
-    [`diffrax_speedreg.AlternatingTrainer`][] for its training. For $p = 1$ an untrained
-    one gives the explicit midpoint rule. Without a midpoint, $\Gamma = y_0$ and
-    $\theta = 0$: the truncated Taylor method.
+    where $c_k = \frac{1}{k!} \frac{\mathrm{d}^k y}{\mathrm{d}s^k}$, and
+
+    $$\Gamma = y_0 + \theta\, (1 + \varphi)\, h f(t_0, y_0).$$
+
+    A network $\varphi$ that has learned where $\Gamma$ lies makes a few coarse steps
+    accurate: a [`diffrax_speedreg.AbstractCorrection`][], trained by
+    [`diffrax_speedreg.AlternatingTrainer`][]. For $p = 1$ an untrained one gives the
+    explicit midpoint rule. Without a correction, $\Gamma = y_0$ and $\theta = 0$: the
+    truncated Taylor method.
 
     The error estimate for adaptive steps is the defect of the polynomial at the end of
     the step, $h f(t_1, y_1) - \sum_k k c_k$, which is of order $h^{p + 1}$ whatever
@@ -73,7 +80,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     """
 
     degree: int = eqx.field(static=True)
-    remainder: AbstractMidpoint | None
+    remainder: AbstractCorrection | None
     speed: Speed | None
 
     # `diffeqsolve` wraps the term after checking this, so that a solver never sees the
@@ -86,7 +93,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     def __init__(
         self,
         order: int = 2,
-        remainder: AbstractMidpoint | None = None,
+        remainder: AbstractCorrection | None = None,
         *,
         speed: Speed | None = None,
     ):
@@ -95,16 +102,16 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         - `order`: $p$, the degree of the Taylor polynomial, at least 1. (The order of
             convergence is one more with a midpoint.)
         - `remainder`: where to take the remainder: a
-            [`diffrax_speedreg.AbstractMidpoint`][], or `None` for a truncated Taylor
+            [`diffrax_speedreg.AbstractCorrection`][], or `None` for a truncated Taylor
             method.
         - `speed`: a speed regularizer of at most order $p$, to gather without further
             expansions.
         """
         order = check_positive_integer(order, "order")
-        if not isinstance(remainder, AbstractMidpoint | None):
+        if not isinstance(remainder, AbstractCorrection | None):
             raise ValueError(
-                "`remainder` must be an `AbstractMidpoint`, such as `MidpointMLP`, or "
-                f"`None`, but got {remainder!r}."
+                "`remainder` must be an `AbstractCorrection`, such as "
+                f"`CorrectionMLP`, or `None`, but got {remainder!r}."
             )
         if speed is not None and speed.order > order:
             raise ValueError(
@@ -142,7 +149,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         del t0, t1, args
         check_time_driven(terms)
         nothing = jnp.zeros((), real_dtype(y0))
-        return TaylorLagrangeState(nothing, None if self.speed is None else nothing)
+        speed = None if self.speed is None else nothing
+        return TaylorLagrangeState(nothing, nothing, speed)
 
     def step(
         self,
@@ -157,14 +165,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         del made_jump
         control = terms.contr(t0, t1)
 
-        # Expanded in s, in which the step size and the direction of time are part of
-        # the field. An expansion of `terms.vf` along `(1, f)` would be of order 1 for a
-        # solve that runs backwards, in which `terms` runs in negative time.
-        def field(t: RealScalarLike, y: PyTree[Array]) -> tuple[PyTree[Array], None]:
-            dy = terms.vf_prod(t, y, args, control)
-            # Where time has a higher precision than the state.
-            return jtu.tree_map(lambda a, b: a.astype(b.dtype), dy, y), None
-
+        field = step_field(terms, control, args)
         series = SolutionSeries(field, t0, t1 - t0, y0)
         if self.remainder is None:
             remainder = series.coefficient(self.degree)
@@ -179,16 +180,17 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         y_error = (slope**ω - end_slope**ω).ω
         stacked = jtu.tree_map(lambda *c: jnp.stack(c), *coefficients)
         penalty = solver_state.penalty + mean_square(remainder)
+        absolute = solver_state.absolute_penalty + mean_absolute(remainder)
         speed = solver_state.speed
         if self.speed is not None and speed is not None:
             speed = speed + _step_speed(coefficients, t1 - t0, self.speed.order)
-        state = TaylorLagrangeState(penalty, speed)
+        state = TaylorLagrangeState(penalty, absolute, speed)
         return y1, y_error, dict(coefficients=stacked), state, dfx.RESULTS.successful
 
     def _remainder(
         self,
         series: SolutionSeries,
-        field: Callable,
+        field: StepField,
         t0: RealScalarLike,
         t1: RealScalarLike,
         control: PyTree,
@@ -196,15 +198,9 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     ) -> PyTree[Array]:
         assert self.remainder is not None
         y0, dy = series.coefficient(0), series.coefficient(1)
-        # Time as the user knows it: Diffrax runs backward solves in negative time.
-        backward = jtu.tree_leaves(control)[0] < 0
-        direction = jnp.where(backward, -1, 1).astype(jnp.result_type(t0))
-        h = t1 - t0
-        phi = self.remainder(direction * t0, direction * h, y0, dy, args)
-        check_like_state(phi, y0, "The midpoint", dtypes=False)
-        phi = jtu.tree_map(lambda p, y: jnp.asarray(p, y.dtype), phi, y0)
-        fraction = 1 / (self.degree + 1)
-        midpoint = (y0**ω + fraction * (1 + phi**ω) * dy**ω).ω
+        correction = corrected(self.remainder, t0, t1, control, y0, dy, args)
+        h, fraction = t1 - t0, 1 / (self.degree + 1)
+        midpoint = (y0**ω + fraction * (dy**ω + correction**ω)).ω
         at_midpoint = SolutionSeries(field, t0 + fraction * h, h, midpoint)
         return at_midpoint.coefficient(self.degree)
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Inexact, Int, PyTree
 
 from .._checks import check_positive_integer
 from .._problem import final_state, InitialValueProblem, solve_adaptive
+from .._solver.hypersolver import HyperSolver
 from .._solver.taylor_lagrange import TaylorLagrangeSolver
 from .divergence import check_finite, solving
 from .losses import dynamics_loss, midpoint_loss
@@ -27,7 +28,7 @@ class AlternatingState(eqx.Module):
     """
 
     model: PyTree[Any]
-    solver: TaylorLagrangeSolver
+    solver: TaylorLagrangeSolver | HyperSolver
     model_opt_state: PyTree[Any]
     solver_opt_state: PyTree[Any]
     step: Int[Array, ""]
@@ -76,15 +77,15 @@ class AlternatingTrainer(eqx.Module):
         check_positive_integer(self.num_steps, "num_steps")
 
     def init(
-        self, model: PyTree[Any], solver: TaylorLagrangeSolver
+        self, model: PyTree[Any], solver: TaylorLagrangeSolver | HyperSolver
     ) -> AlternatingState:
         """The state at the start of a training.
 
         **Arguments:**
 
         - `model`: what to train on data.
-        - `solver`: a Taylor-Lagrange solver. Its midpoint, if it has one, is trained
-            too.
+        - `solver`: a Taylor-Lagrange solver, or a hypersolver. Its correction, if it
+            has one, is trained too.
 
         **Returns:**
 
@@ -156,9 +157,8 @@ class AlternatingTrainer(eqx.Module):
         """
         if state.solver.remainder is None:
             raise ValueError(
-                "There is no midpoint to train: the solver is "
-                f"`TaylorLagrangeSolver(order={state.solver.degree}, remainder=None)`. "
-                "Pass `remainder=MidpointMLP(...)`, or leave the midpoint steps out."
+                "There is no midpoint to train: the solver has `remainder=None`. Pass "
+                "`remainder=CorrectionMLP(...)`, or leave the midpoint steps out."
             )
         problem = self.problem(state.model, batch)
         reference = solve_adaptive(

@@ -6,12 +6,13 @@ from jaxtyping import Array, Inexact, PyTree
 
 from .._misc import mean_absolute
 from .._problem import final_state, InitialValueProblem, solve_fixed
+from .._solver.hypersolver import HyperSolver
 from .._solver.taylor_lagrange import TaylorLagrangeSolver
 
 
 def dynamics_loss(
     model: PyTree[Any],
-    solver: TaylorLagrangeSolver,
+    solver: TaylorLagrangeSolver | HyperSolver,
     batch: PyTree[Array],
     *,
     problem: Callable[[PyTree[Any], PyTree[Array]], InitialValueProblem],
@@ -28,7 +29,7 @@ def dynamics_loss(
     **Arguments:**
 
     - `model`: everything that is trained on data; the dynamics are a part of it.
-    - `solver`: a Taylor-Lagrange solver.
+    - `solver`: a Taylor-Lagrange solver, or a hypersolver.
     - `batch`: what `problem` and `loss` know how to read.
     - `problem`: `(model, batch)` to the differential equation to solve.
     - `loss`: `(model, final state, batch)` to a scalar.
@@ -47,7 +48,7 @@ def dynamics_loss(
 
 
 def midpoint_loss(
-    solver: TaylorLagrangeSolver,
+    solver: TaylorLagrangeSolver | HyperSolver,
     problem: InitialValueProblem,
     target: PyTree[Array],
     *,
