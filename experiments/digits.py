@@ -132,7 +132,7 @@ def train_alternating(
     batches: Iterator[Batch],
     learning_rate: float,
     record: "Recorder",
-) -> tuple[Classifier, dsr.TaylorLagrangeSolver]:
+) -> tuple[Classifier, dsr.TaylorLagrangeSolver | dsr.HyperSolver]:
     trainer = dsr.AlternatingTrainer(
         problem=problem,
         loss=cross_entropy,

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import final, TypeAlias
+from typing import cast, final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,9 @@ class Series:
 
 def constant(value: Array | np.ndarray) -> Series:
     r"""The series $u_0 + 0 s + 0 s^2 + \cdots$."""
-    return Series(Node((), lambda order: [value], constant=True), 0, _aval(value))
+    # NumPy has the only arrays of dtype `float0`, the tangents of integers.
+    coefficient = cast(Array, value)
+    return Series(Node((), lambda order: [coefficient], constant=True), 0, _aval(value))
 
 
 def zeros(

@@ -96,7 +96,9 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
         field = step_field(terms, control, args)
         dy, _ = field(t0, y0)
         correction = corrected(self.remainder, t0, t1, control, y0, dy, args)
-        size = jnp.abs(t1 - t0) ** self.solver.order(terms)
+        order = self.solver.order(terms)
+        assert order is not None  # Known for what is driven by time.
+        size = jnp.abs(t1 - t0) ** order
         residual = jtu.tree_map(
             lambda c: c * size.astype(jnp.finfo(c.dtype).dtype), correction
         )
