@@ -100,7 +100,9 @@ class Operation:
             active_primals = [p for a, p in zip(active, primals) if a]
             out, out_tangents = jax.jvp(restricted, active_primals, list(tangents))
             inexact = [jnp.issubdtype(aval.dtype, jnp.inexact) for aval in self.outs]
-            return [*out, *(t for i, t in zip(inexact, out_tangents) if i)]
+            # Some of JAX's rules return tangents that are NumPy arrays.
+            tangents_out = [jnp.asarray(t) for i, t in zip(inexact, out_tangents) if i]
+            return [*out, *tangents_out]
 
         tangents = [p for a, p in zip(active, primals) if a]
         try:
