@@ -1,8 +1,9 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -58,18 +59,21 @@ def finite_difference(
     return (4 * difference(step) - difference(2 * step)) / 3
 
 
+def equations(jaxpr: Any) -> Iterator[jex.JaxprEqn]:
+    """Those of a jaxpr, and of the jaxprs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for leaf in jtu.tree_leaves(eqn.params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(leaf):
+                yield from equations(getattr(leaf, "jaxpr", leaf))
+
+
 def count_primitive(jaxpr: Any, name: str) -> int:
-    """How often a primitive occurs in a jaxpr, and in those inside it."""
-    inner = [
-        leaf
-        for eqn in jaxpr.eqns
-        for leaf in jtu.tree_leaves(
-            eqn.params, is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr)
-        )
-        if isinstance(leaf, jax.extend.core.ClosedJaxpr)
-    ]
-    here = sum(eqn.primitive.name == name for eqn in jaxpr.eqns)
-    return here + sum(count_primitive(closed.jaxpr, name) for closed in inner)
+    return sum(eqn.primitive.name == name for eqn in equations(jaxpr))
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)
 
 
 def convergence_orders(errors: list[float]) -> np.ndarray:

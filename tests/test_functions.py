@@ -5,14 +5,13 @@ import contextlib
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import pytest
 from tools import coverage
 
-from .helpers import nested_coefficients
+from .helpers import equations, nested_coefficients
 from .table import TABLE, UNDIFFERENTIABLE
 
 
@@ -48,25 +47,11 @@ def _point(dtype):
     return jnp.asarray(_time, dtype), jnp.asarray(_state, dtype)
 
 
-def _primitives(jaxpr):
-    """The names of all primitives in a jaxpr, and in those inside it."""
-    names = set()
-    for eqn in jaxpr.eqns:
-        names.add(eqn.primitive.name)
-        for leaf in jtu.tree_leaves(eqn.params, is_leaf=_is_jaxpr):
-            if _is_jaxpr(leaf):
-                names |= _primitives(getattr(leaf, "jaxpr", leaf))
-    return names
-
-
-def _is_jaxpr(value):
-    return isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)
-
-
 def _primitives_of(entry):
     with _promotion(entry):
         field = _field(entry, entry.function)
-        return _primitives(jax.make_jaxpr(field)(*_point(float)).jaxpr)
+        jaxpr = jax.make_jaxpr(field)(*_point(float)).jaxpr
+        return {eqn.primitive.name for eqn in equations(jaxpr)}
 
 
 def _promotion(entry):

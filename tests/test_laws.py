@@ -19,197 +19,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .helpers import nested_coefficients, tree_allclose
-
-
-# All are smooth near almost every point, and map values of size 1 to such values.
-_elementwise = dict(
-    abs=jnp.abs,
-    arccos=lambda x: jnp.arccos(0.9 * jnp.sin(x)),
-    arcsinh=jnp.arcsinh,
-    arctan=jnp.arctan,
-    arctanh=lambda x: jnp.arctanh(0.9 * jnp.sin(x)),
-    bessel=jsp.special.i0e,
-    cbrt=lambda x: jnp.cbrt(2 + jnp.sin(x)),
-    ceil=lambda x: jnp.ceil(x) - x,
-    clip=lambda x: jnp.clip(x, -0.5, 0.5),
-    complex=lambda x: (jnp.exp(lax.complex(0 * x, x)) / lax.complex(1 + x * x, x)).imag,
-    cosh=lambda x: jnp.cosh(jnp.sin(x)),
-    digamma=lambda x: jsp.special.digamma(3 + jnp.sin(x)),
-    elu=jax.nn.elu,
-    erf=jsp.special.erf,
-    erf_inv=lambda x: jsp.special.erfinv(0.9 * jnp.sin(x)),
-    exp=lambda x: jnp.exp(-x * x),
-    exp2=lambda x: jnp.exp2(jnp.cos(x)),
-    expm1=lambda x: jnp.expm1(jnp.sin(x)),
-    gelu=jax.nn.gelu,
-    integer_power=lambda x: 0.3 * x**3 - (2 + x * x) ** -2,
-    lgamma=lambda x: jsp.special.gammaln(3 + jnp.sin(x)),
-    log=lambda x: jnp.log(2 + jnp.sin(x)),
-    log1p=lambda x: jnp.log1p(x * x),
-    power=lambda x: (1 + x * x) ** 0.3,
-    reciprocal=lambda x: 1 / (2 + jnp.cos(x)),
-    relu=jax.nn.relu,
-    rsqrt=lambda x: lax.rsqrt(1 + x * x),
-    sigmoid=jax.nn.sigmoid,
-    silu=jax.nn.silu,
-    sinc=jnp.sinc,
-    softplus=jax.nn.softplus,
-    sqrt=lambda x: jnp.sqrt(1 + x * x),
-    square=lambda x: 0.5 * jnp.square(x),
-    stop_gradient=lambda x: x * lax.stop_gradient(jnp.sin(x)),
-    tan=lambda x: jnp.tan(jnp.sin(x)),
-    tanh=jnp.tanh,
-    where=lambda x: jnp.where(x > 0.3, jnp.sin(x), x * x),
-)
-
-# Of arrays of rank 1 or more.
-_of_vectors = dict(
-    argmax=lambda x: jnp.sin(x).reshape(-1)[jnp.argmax(x)],
-    associative_scan=lambda x: lax.associative_scan(jnp.multiply, jnp.cos(x), axis=-1),
-    batched_while=lambda x: jax.vmap(
-        lambda a: lax.while_loop(lambda c: c < 2, lambda c: c + jnp.exp(a - c), a)
-    )(jnp.sin(x).reshape(-1)),
-    broadcast=lambda x: jnp.broadcast_to(x.reshape(-1)[:2, None, None], (2, 1, 3))[:1],
-    checkpoint=jax.checkpoint(lambda x: jnp.sin(x) * x),
-    cond=lambda x: lax.cond(jnp.sum(x) > 0, jnp.sin, lambda x: x * jnp.cos(x), x),
-    concatenate=lambda x: jnp.concatenate([x[:1], jnp.sin(x)[:1]]),
-    cumlogsumexp=lambda x: lax.cumlogsumexp(x, axis=x.ndim - 1),
-    cummax=lambda x: lax.cummax(x, axis=x.ndim - 1),
-    cumprod=lambda x: jnp.cumprod(jnp.cos(x), axis=-1),
-    cumsum=lambda x: jnp.cumsum(jnp.sin(x), axis=0),
-    derivative=lambda x: jax.jvp(jnp.tanh, (x,), (jnp.sin(x),))[1],
-    diagonal=lambda x: jnp.diag(x.reshape(-1)[:3]),
-    dynamic_slice=lambda x: lax.dynamic_slice_in_dim(x, jnp.argmin(x), 1),
-    fft=lambda x: jnp.fft.fft(jnp.sin(x)).imag + jnp.abs(jnp.fft.rfft(x).sum() + 9),
-    flip=lambda x: x[..., ::-1],
-    fori_loop=lambda x: lax.fori_loop(0, 2, lambda i, c: jnp.sin(c + i) * x, x),
-    gather=lambda x: jnp.sin(x)[..., jnp.array([0, -1, 0])],
-    gradient=jax.grad(lambda x: jnp.sum(jnp.sin(x) * jnp.cumsum(x, axis=0))),
-    jacobian=lambda x: jax.jacfwd(lambda z: jnp.tanh(z * z[::-1]))(x.reshape(-1)[:2]),
-    jit=jax.jit(lambda x: jnp.sin(x) + x),
-    linspace=lambda x: jnp.linspace(x.min(), x.max(), 3),
-    logsumexp=lambda x: jax.nn.logsumexp(x, axis=0),
-    map=lambda x: lax.map(lambda z: jnp.sin(z) * z, x),
-    max=lambda x: jnp.max(x, axis=-1),
-    mean=lambda x: jnp.mean(jnp.exp(jnp.sin(x)), axis=0, keepdims=True),
-    norm=lambda x: x / jnp.sqrt(1 + jnp.sum(x * x)),
-    pad=lambda x: jnp.pad(x, (1, 0), constant_values=0.3)[:2],
-    prod=lambda x: jnp.prod(jnp.cos(x), axis=-1),
-    reverse_scan=lambda x: lax.scan(
-        lambda c, z: (c * jnp.cos(z), c + z), x[0], x, reverse=True
-    )[1],
-    roll=lambda x: jnp.roll(x, 1, axis=0) * x,
-    scan=lambda x: lax.scan(lambda c, z: (jnp.sin(c + z), None), 0 * x[0], x)[0],
-    scatter_add=lambda x: x.at[jnp.array([0, 0, -1])].add(jnp.sin(x[:1])),
-    scatter_max=lambda x: x.at[..., 0].max(jnp.cos(x[..., -1])),
-    scatter_multiply=lambda x: x.at[0].multiply(jnp.cos(x[-1])),
-    scatter_set=lambda x: x.at[..., -1].set(jnp.cos(x[..., 0])),
-    segment_sum=lambda x: jax.ops.segment_sum(x, jnp.arange(len(x)) // 2, 2),
-    softmax=lambda x: jax.nn.softmax(x, axis=-1),
-    sort=lambda x: jnp.sort(jnp.cos(x), axis=-1),
-    switch=lambda x: lax.switch(
-        jnp.argmax(x), [jnp.sin, jnp.tanh, lambda x: x * x / 2], x
-    ),
-    top_k=lambda x: lax.top_k(jnp.sin(x), 1)[0],
-    transpose=lambda x: jnp.sin(x).T,
-    variance=lambda x: jnp.var(x, axis=-1),
-    vmap=lambda x: jax.vmap(lambda z: z * jnp.sum(jnp.sin(z)))(x),
-    while_loop=lambda x: lax.while_loop(
-        lambda c: jnp.sum(c[0] ** 2) > 0.1,
-        lambda c: (c[0] * x / 3 / c[1], c[1] + 1),
-        (jnp.sin(x), 1.0),
-    )[0],
-    window=lambda x: lax.reduce_window(
-        jnp.sin(x), -jnp.inf, lax.max, (1,) * (x.ndim - 1) + (2,), (1,) * x.ndim, "SAME"
-    ),
-)
-
-# Of a well-conditioned symmetric matrix.
-_of_matrices = dict(
-    cholesky=lambda m: jnp.linalg.cholesky(m),
-    determinant=lambda m: 0.1 * jnp.linalg.det(m),
-    eigenvalues=lambda m: 0.3 * jnp.linalg.eigvalsh(m),
-    eigenvectors=lambda m: jnp.linalg.eigh(m)[1] ** 2,
-    inverse=jnp.linalg.inv,
-    log_determinant=lambda m: jnp.linalg.slogdet(m)[1],
-    orthogonal=lambda m: jnp.linalg.qr(m)[0],
-    powers=lambda m: 0.1 * jnp.linalg.matrix_power(m, 3),
-    singular_values=lambda m: 0.3 * jnp.linalg.svd(m, compute_uv=False),
-    solve=lambda m: jnp.linalg.solve(m, jnp.sin(m[0])),
-    solve_triangular=lambda m: jsp.linalg.solve_triangular(m, m[0], lower=True),
-)
-
-# Of two arrays of the same shape.
-_binary = dict(
-    add=jnp.add,
-    arctan2=lambda a, b: jnp.arctan2(a, 2 + jnp.sin(b)),
-    branch=lambda a, b: lax.cond(jnp.sum(b) > 0.3, jnp.sin, lambda a: a * b, a),
-    carry=lambda a, b: lax.fori_loop(
-        0, 2, lambda i, c: (c[1] * b, jnp.sin(c[0])), (a, b)
-    )[1],
-    divide=lambda a, b: a / (2 + jnp.cos(b)),
-    dynamic_index=lambda a, b: jnp.sin(a).reshape(-1)[jnp.argmax(b)] * b,
-    einsum=lambda a, b: jnp.einsum("...,...->", a, jnp.cos(b)),
-    hypotenuse=lambda a, b: jnp.hypot(a, 1 + b * b),
-    logaddexp=jnp.logaddexp,
-    matmul=lambda a, b: jnp.resize(a, (2, 3)) @ jnp.resize(jnp.sin(b), (3, 2)),
-    maximum=jnp.maximum,
-    minimum=lambda a, b: jnp.minimum(a, jnp.sin(b)),
-    multiply=lambda a, b: 0.5 * a * b,
-    outer=lambda a, b: jnp.outer(a.reshape(-1)[:2], jnp.sin(b.reshape(-1)[:2])),
-    power=lambda a, b: (1 + a * a) ** jnp.sin(b),
-    remainder=lambda a, b: jnp.mod(a, 2 + jnp.sin(b)),
-    select=lambda a, b: jnp.where(a > b, jnp.sin(a), a * b),
-    stack=lambda a, b: jnp.stack([a.reshape(-1)[0], b.reshape(-1)[-1]]),
-    subtract=jnp.subtract,
-    vectorized_dot=lambda a, b: jax.vmap(jnp.dot)(
-        jnp.resize(a, (3, 2)), jnp.resize(jnp.cos(b), (3, 2))
-    ),
-)
-
-
-def _matrix(a):
-    root = 0.3 * jnp.sin(jnp.resize(a, (3, 3)))
-    return root @ root.T + jnp.diag(jnp.array([1.0, 2.0, 3.0]))
-
-
-_operations = {
-    **{f"{n}()": lambda a, b, f=f: f(a) for n, f in _elementwise.items()},
-    **{
-        f"{n}[]": lambda a, b, f=f: f(jnp.atleast_1d(a)) for n, f in _of_vectors.items()
-    },
-    **{f"{n}[[]]": lambda a, b, f=f: f(_matrix(a)) for n, f in _of_matrices.items()},
-    **{
-        f"{n}(,)": lambda a, b, f=f: f(a, jnp.resize(b, a.shape))
-        for n, f in _binary.items()
-    },
-}
-
-
-_programs = st.lists(
-    st.tuples(
-        st.sampled_from(sorted(_operations)), st.integers(0, 3), st.integers(0, 3)
-    ),
-    min_size=1,
-    max_size=3,
-)
-_orders = st.integers(1, 5)
-_shapes = st.sampled_from([(), (3,), (2, 2), (2, 1, 3)])
-_times = st.floats(-1.0, 1.0).map(lambda t: round(t, 2) + 0.001)
-_arrays = st.builds(
-    lambda shape, seed: jr.uniform(jr.key(seed), shape, minval=-1.0),
-    _shapes,
-    st.integers(0, 9),
-)
-_states = st.recursive(
-    _arrays,
-    lambda states: (
-        st.lists(states, min_size=1, max_size=2)
-        | st.tuples(states, states)
-        | st.fixed_dictionaries(dict(a=states, b=states))
-    ),
-    max_leaves=3,
-)
+from .programs import evaluate, matrix, orders, programs, shapes, states, times
 
 
 def _examples(number, **strategies):
@@ -234,22 +44,10 @@ def _interpret(function, *args):
     return jtu.tree_unflatten(jtu.tree_structure(structure), leaves)
 
 
-def _evaluate(program, values):
-    """The values of all operations, the last one first, after what they began with.
-
-    Each operation is applied to two of the values before it, counted from the last.
-    """
-    values = list(values)
-    for name, *positions in program:
-        operands = [values[-1 - position % len(values)] for position in positions]
-        values.append(_operations[name](*operands))
-    return values[::-1]
-
-
 def _field(program, *, autonomous=False):
     def field(t, y):
         leaves, structure = jtu.tree_flatten(y)
-        values = _evaluate(program, leaves if autonomous else [t, *leaves])
+        values = evaluate(program, leaves if autonomous else [t, *leaves])
         return structure.unflatten(
             jnp.resize(value, leaf.shape)
             for value, leaf in zip(itertools.cycle(values), leaves)
@@ -260,7 +58,7 @@ def _field(program, *, autonomous=False):
 
 def _function(program, shape):
     """Of time."""
-    return lambda t: jnp.resize(_evaluate(program, [t])[0], shape)
+    return lambda t: jnp.resize(evaluate(program, [t])[0], shape)
 
 
 def _expand(field, t, y, order):
@@ -298,7 +96,7 @@ def _agree(actual, expected):
     return tree_allclose(actual, expected, rtol=0.0, atol=1e-11 * size)
 
 
-@_examples(14, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(14, program=programs, t=times, y=states, order=orders)
 def test_nested_jvps(program, t, y, order):
     field = _field(program)
     with jax.disable_jit():  # Takes longer to compile than to interpret.
@@ -306,7 +104,7 @@ def test_nested_jvps(program, t, y, order):
     assert _agree(_coefficients(field, t, y, order), expected)
 
 
-@_examples(3, f=_programs, g=_programs, shape=_shapes, t=_times, order=_orders)
+@_examples(3, f=programs, g=programs, shape=shapes, t=times, order=orders)
 def test_linearity(f, g, shape, t, order):
     f, g = _function(f, shape), _function(g, shape)
     actual = _series(lambda t: 2 * f(t) - 0.3 * g(t), t, order)
@@ -321,14 +119,14 @@ def test_linearity(f, g, shape, t, order):
         (jnp.convolve, (3,), (2,)),
     ),
 )
-@_examples(2, f=_programs, g=_programs, t=_times, order=_orders)
+@_examples(2, f=programs, g=programs, t=times, order=orders)
 def test_product(product, left, right, f, g, t, order):
     f, g = _function(f, left), _function(g, right)
     expected = _cauchy_product(product, _series(f, t, order), _series(g, t, order))
     assert _agree(_series(lambda t: product(f(t), g(t)), t, order), expected)
 
 
-@_examples(3, f=_programs, g=_programs, shape=_shapes, t=_times, order=_orders)
+@_examples(3, f=programs, g=programs, shape=shapes, t=times, order=orders)
 def test_quotient(f, g, shape, t, order):
     f, g = _function(f, shape), _function([*g, ("cosh()", 0, 0)], shape)
     quotient = _series(lambda t: f(t) / g(t), t, order)
@@ -336,7 +134,7 @@ def test_quotient(f, g, shape, t, order):
     assert _agree(product, _series(f, t, order))
 
 
-@_examples(3, f=_programs, g=_programs, t=_times, order=_orders)
+@_examples(3, f=programs, g=programs, t=times, order=orders)
 def test_chain_rule(f, g, t, order):
     """The series of the outer function, with that of the inner one put into it."""
     f, g = _function(f, ()), _function(g, ())
@@ -359,7 +157,7 @@ _identities = dict(
     arctan=lambda u: (jnp.tan(jnp.arctan(u)), u),
     arctanh=lambda u: (jnp.arctanh(jnp.tanh(u)), u),
     cbrt=lambda u: (jnp.cbrt(u) ** 3, u),
-    cholesky=lambda u: (_gram(jnp.linalg.cholesky(_matrix(u))), _matrix(u)),
+    cholesky=lambda u: (_gram(jnp.linalg.cholesky(matrix(u))), matrix(u)),
     complex_modulus=lambda u: (jnp.abs(jnp.exp(lax.complex(u, u))), jnp.exp(u)),
     cumulative_sum=lambda u: (jnp.diff(jnp.cumsum(u)), u[1:]),
     digamma=lambda u: (
@@ -376,20 +174,20 @@ _identities = dict(
     gradient=lambda u: (jax.grad(lambda u: jnp.sum(jnp.log(u)))(u), 1 / u),
     hyperbola=lambda u: (jnp.cosh(u) ** 2 - jnp.sinh(u) ** 2, jnp.ones_like(u)),
     hypotenuse=lambda u: (jnp.hypot(u, 2 * u), jnp.sqrt(5 * u * u)),
-    inverse=lambda u: (jnp.linalg.inv(jnp.linalg.inv(_matrix(u))), _matrix(u)),
+    inverse=lambda u: (jnp.linalg.inv(jnp.linalg.inv(matrix(u))), matrix(u)),
     lgamma=lambda u: (
         jnp.exp(jsp.special.gammaln(1 + u) - jsp.special.gammaln(u)),
         u,
     ),
     logaddexp=lambda u: (jnp.logaddexp(u, 2 * u), u + jax.nn.softplus(u)),
     log_determinant=lambda u: (
-        jnp.linalg.slogdet(_matrix(u))[1],
-        jnp.sum(jnp.log(jnp.linalg.eigvalsh(_matrix(u)))),
+        jnp.linalg.slogdet(matrix(u))[1],
+        jnp.sum(jnp.log(jnp.linalg.eigvalsh(matrix(u)))),
     ),
     logit=lambda u: (jsp.special.logit(jax.nn.sigmoid(u)), u),
     logsumexp=lambda u: (jnp.exp(jax.nn.logsumexp(u)), jnp.sum(jnp.exp(u))),
     norm=lambda u: (jnp.linalg.norm(u) ** 2, jnp.dot(u, u)),
-    orthogonal=lambda u: (_gram(jnp.linalg.qr(_matrix(u))[0]), jnp.eye(3)),
+    orthogonal=lambda u: (_gram(jnp.linalg.qr(matrix(u))[0]), jnp.eye(3)),
     power=lambda u: ((u**0.3) ** (1 / 0.3), u),
     power_of_powers=lambda u: (u**u, jnp.exp(u * jnp.log(u))),
     product=lambda u: (jnp.prod(u), jnp.exp(jnp.sum(jnp.log(u)))),
@@ -399,13 +197,13 @@ _identities = dict(
     sinc=lambda u: (jnp.pi * u * jnp.sinc(u), jnp.sin(jnp.pi * u)),
     softmax=lambda u: (jnp.sum(jax.nn.softmax(u)), jnp.array(1.0)),
     softplus=lambda u: (jnp.expm1(jax.nn.softplus(u)), jnp.exp(u)),
-    solve=lambda u: (jnp.linalg.solve(_matrix(u), _matrix(u) @ u), u),
+    solve=lambda u: (jnp.linalg.solve(matrix(u), matrix(u) @ u), u),
     sorted=lambda u: (jnp.sum(jnp.sort(u)), jnp.sum(u)),
     sqrt=lambda u: (jnp.sqrt(u) ** 2, u),
     tan=lambda u: (jnp.tan(u), jnp.sin(u) / jnp.cos(u)),
     trace=lambda u: (
-        jnp.sum(jnp.linalg.svd(_matrix(u), compute_uv=False)),
-        jnp.trace(_matrix(u)),
+        jnp.sum(jnp.linalg.svd(matrix(u), compute_uv=False)),
+        jnp.trace(matrix(u)),
     ),
     unit_circle=lambda u: (jnp.sin(u) ** 2 + jnp.cos(u) ** 2, jnp.ones_like(u)),
 )
@@ -424,7 +222,7 @@ def test_identity(name):
     assert _agree(left, right)
 
 
-@_examples(3, program=_programs, degree=st.integers(0, 3), t=_times, shift=_times)
+@_examples(3, program=programs, degree=st.integers(0, 3), t=times, shift=times)
 def test_time_shift(program, degree, t, shift):
     """Expansions of one polynomial, which solves a field made for it, at two times."""
     polynomial = jr.normal(jr.key(0), (degree + 1, 3))
@@ -451,14 +249,14 @@ def test_time_shift(program, degree, t, shift):
     assert _agree(expand(t + shift), powers @ here)
 
 
-@_examples(3, program=_programs, t=_times, shift=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, shift=times, y=states, order=orders)
 def test_autonomous(program, t, shift, y, order):
     field = _field(program, autonomous=True)
     here = _coefficients(field, t, y, order)
     assert _agree(here, _coefficients(field, t + shift, y, order))
 
 
-@_examples(3, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, y=states, order=orders)
 def test_time_as_a_state(program, t, y, order):
     field = _field(program)
 
@@ -471,7 +269,7 @@ def test_time_as_a_state(program, t, y, order):
 
 
 @pytest.mark.parametrize("factor", (-1.0, 3.0))
-@_examples(3, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, y=states, order=orders)
 def test_time_scale(factor, program, t, y, order):
     field = _field(program)
 
@@ -485,26 +283,26 @@ def test_time_scale(factor, program, t, y, order):
 
 
 @pytest.mark.parametrize("mix", (0.0, 0.3))
-@_examples(3, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, y=states, order=orders)
 def test_linear_change_of_variables(mix, program, t, y, order):
     """With nothing mixed, the state is flattened only."""
     field = _field(program)
     flat, unravel = ravel_pytree(y)
     size = range(flat.size)
-    matrix = jnp.array(
+    change = jnp.array(
         [[(i == j) + mix * math.sin(i + 2 * j) for j in size] for i in size]
     )
-    inverse = jnp.linalg.inv(matrix)
+    inverse = jnp.linalg.inv(change)
 
     def changed(t, z):
-        return matrix @ ravel_pytree(field(t, unravel(inverse @ z)))[0]
+        return change @ ravel_pytree(field(t, unravel(inverse @ z)))[0]
 
     coefficients = _coefficients(field, t, y, order)
-    expected = jax.vmap(lambda y: matrix @ ravel_pytree(y)[0])(coefficients)
-    assert _agree(_coefficients(changed, t, matrix @ flat, order), expected)
+    expected = jax.vmap(lambda y: change @ ravel_pytree(y)[0])(coefficients)
+    assert _agree(_coefficients(changed, t, change @ flat, order), expected)
 
 
-@_examples(3, f=_programs, g=_programs, t=_times, y=_states, z=_states, order=_orders)
+@_examples(3, f=programs, g=programs, t=times, y=states, z=states, order=orders)
 def test_systems_side_by_side(f, g, t, y, z, order):
     f, g = _field(f), _field(g)
     both = _coefficients(lambda t, y: (f(t, y[0]), g(t, y[1])), t, (y, z), order)
@@ -512,7 +310,7 @@ def test_systems_side_by_side(f, g, t, y, z, order):
     assert _agree(both, separately)
 
 
-@_examples(3, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, y=states, order=orders)
 def test_rate_of_change(program, t, y, order):
     """Of v = y', by the equation that v solves."""
     field = _field(program)
@@ -532,7 +330,7 @@ def test_rate_of_change(program, t, y, order):
     assert _agree(actual, expected)
 
 
-@_examples(3, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, y=states, order=orders)
 def test_perturbation(program, t, y, order):
     """Solves the linearized equation."""
     field = _field(program)
@@ -548,7 +346,7 @@ def test_perturbation(program, t, y, order):
     assert _agree(_interpret(perturbed, y, w), expected)
 
 
-@_examples(2, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(2, program=programs, t=times, y=states, order=orders)
 def test_fewer_orders(program, t, y, order):
     term = dfx.ODETerm(lambda t, y, args: _field(program)(t, y))
     more = _coefficients(_field(program), t, y, order + 1)
@@ -564,7 +362,7 @@ def _of_multiples(program, t, y, order):
     return lambda scale: _expand(field, t, jtu.tree_map(lambda x: scale * x, y), order)
 
 
-@_examples(2, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(2, program=programs, t=times, y=states, order=orders)
 def test_vmap(program, t, y, order):
     coefficients = _of_multiples(program, t, y, order)
     scales = jnp.array([1.0, -0.5, 0.3])
@@ -573,7 +371,7 @@ def test_vmap(program, t, y, order):
     assert _agree(_interpret(jax.vmap(coefficients), scales), expected)
 
 
-@_examples(3, program=_programs, t=_times, y=_states, order=_orders)
+@_examples(3, program=programs, t=times, y=states, order=orders)
 def test_jit(program, t, y, order):
     coefficients = _of_multiples(program, t, y, order)
     assert _agree(jax.jit(coefficients)(0.7), _interpret(coefficients, 0.7))

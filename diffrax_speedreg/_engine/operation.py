@@ -107,7 +107,7 @@ class Operation:
         tangents = [p for a, p in zip(active, primals) if a]
         try:
             return jax.make_jaxpr(jvp)(primals, tangents)
-        except Exception as error:
+        except (NotImplementedError, TypeError, ValueError) as error:
             raise NotImplementedError(self._no_jvp_message(error)) from error
 
     def _no_jvp_message(self, error: Exception) -> str:

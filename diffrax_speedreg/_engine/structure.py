@@ -86,7 +86,7 @@ def _describe(value: Any, rules: bool) -> Hashable:
     elif isinstance(value, jex.Jaxpr):
         return _describe_jaxpr(value, rules)
     elif isinstance(value, dict):
-        return tuple((k, _describe(v, rules)) for k, v in sorted(value.items()))
+        return tuple((k, _describe(v, rules)) for k, v in value.items())
     elif isinstance(value, tuple | list):
         return type(value), tuple(_describe(v, rules) for v in value)
     try:
