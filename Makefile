@@ -15,7 +15,7 @@ benchmarks: .venv/benchmarks .venv/experiments
 	$(BIN)/python -m benchmarks.regularization
 
 test: .venv/experiments .venv/tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: .venv/benchmarks .venv/experiments .venv/tests .venv/checks
 	$(BIN)/ruff format --check

@@ -4,6 +4,7 @@ import jaxtyping
 import pytest
 
 
+jax.config.update("jax_disable_most_optimizations", True)  # Compiles faster.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

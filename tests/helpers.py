@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,20 +31,24 @@ def nested_coefficients(
     """Taylor coefficients the slow way, by nested `jax.jvp`, one inside the other."""
 
     def differentiate(function: Callable) -> Callable:
-        def derivative(t: Array, y: PyTree[Array]) -> PyTree[Array]:
-            tangents = (jnp.ones_like(t), field(t, y))
-            return jax.jvp(function, (t, y), tangents)[1]
+        """One more derivative beside those that the function has."""
 
-        return derivative
+        def derivatives(t: Array, y: PyTree[Array]) -> list[PyTree[Array]]:
+            rates = (jnp.ones_like(t), field(t, y))
+            values, tangents = jax.jvp(function, (t, y), rates)
+            return [*values, tangents[-1]]
+
+        return derivatives
 
     @jax.jit
     def coefficients(t: Array, y: PyTree[Array]) -> list[PyTree[Array]]:
-        function, factorial, result = lambda t, y: y, 1, []
-        for k in range(order + 1):
-            factorial *= max(k, 1)
-            result.append(jtu.tree_map(lambda x: x / factorial, function(t, y)))
+        function = lambda t, y: [y]
+        for _ in range(order):
             function = differentiate(function)
-        return result
+        return [
+            jtu.tree_map(lambda x: x / math.factorial(k), derivative)
+            for k, derivative in enumerate(function(t, y))
+        ]
 
     return jtu.tree_map(lambda *xs: jnp.stack(xs), *coefficients(jnp.asarray(t), y))
 

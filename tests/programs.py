@@ -188,15 +188,12 @@ _arrays = st.builds(
     shapes,
     st.integers(0, 9),
 )
-states = st.recursive(
-    _arrays,
-    lambda states: (
-        st.lists(states, min_size=1, max_size=2)
-        | st.tuples(states, states)
-        | st.fixed_dictionaries(dict(a=states, b=states))
-    ),
-    max_leaves=3,
+_containers = (
+    st.lists(_arrays, min_size=1, max_size=2)
+    | st.tuples(_arrays, _arrays)
+    | st.fixed_dictionaries(dict(a=_arrays, b=_arrays))
 )
+states = _arrays | _containers | st.tuples(_arrays, _containers)
 
 
 def evaluate(program, values):

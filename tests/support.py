@@ -78,7 +78,11 @@ def outcome(solver: str, adjoint: str, saveat: str) -> str:
 
 def _works(term: Any, init: Callable, solver: str, adjoint: str, saveat: str) -> bool:
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # Diffrax itself does not always do without implicit promotion.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            jax.numpy_dtype_promotion("standard"),
+        ):
             gradient = _gradient(
                 term, init, SOLVERS[solver], ADJOINTS[adjoint], SAVEATS[saveat]
             )

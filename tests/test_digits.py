@@ -33,6 +33,7 @@ def test_help():
         assert f"--{option}" in result.stdout
 
 
+@pytest.mark.thorough
 def test_short_run(tmp_path):
     result = _run("--epochs", 2, "--output", tmp_path)
     assert result.returncode == 0, result.stderr

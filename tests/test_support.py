@@ -17,6 +17,7 @@ def _documented(solver, adjoint, saveat):
     return outcomes[list(support.ADJOINTS).index(adjoint)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cell", support.CELLS, ids="-".join)
 def test_page_is_right(cell):
     assert support.outcome(*cell) == _documented(*cell)

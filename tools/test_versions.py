@@ -2,7 +2,8 @@
 
 The lowest are those that `pyproject.toml` declares, on the lowest Python that it does;
 the highest are what the registry offers to the newest Python on this machine. A Python
-that is not there is announced as skipped.
+that is not there is announced as skipped. Tests that are marked as thorough are left
+out, but for `python tools/test_versions.py --thorough`.
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 GROUPS = ("tests", "experiments")
+THOROUGH = "--thorough" in sys.argv[1:]
 
 
 def interpreters() -> dict[tuple[int, int], str]:
@@ -51,7 +53,10 @@ def run_tests(name: str, python: str, requirements: list[str]) -> bool:
     listing = _output(inside, "-m", "pip", "list", "--format=freeze").splitlines()
     names = {re.split("[>=]", r)[0] for r in PROJECT["dependencies"]}
     print("  " + " ".join(l for l in listing if l.split("==")[0] in names), flush=True)
-    return _succeeds(inside, "-m", "pytest", "-n", "auto", "-q", show=True)
+    options = ["-n", "auto", "--dist", "worksteal", "-q"]
+    if not THOROUGH:
+        options += ["-m", "not thorough"]
+    return _succeeds(inside, "-m", "pytest", *options, show=True)
 
 
 def _output(*command: str | Path) -> str:

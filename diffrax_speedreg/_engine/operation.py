@@ -55,7 +55,7 @@ class Operation:
         """`source`, if the equation is not the user's, but derived from one."""
         source = source or eqn.source_info
         atoms: list[Any] = [*eqn.invars, *eqn.outvars]
-        if any(hasattr(atom.aval, "inner_aval") for atom in atoms):
+        if any(getattr(atom.aval, "inner_aval", None) for atom in atoms):
             # What happens to these depends on an order that recurrences do not keep.
             raise NotImplementedError(
                 f"A vector field with mutable arrays, such as at {summarize(source)}, "
