@@ -16,7 +16,15 @@ from jaxtyping import Array, PyTree
 from .problem import mean_square, Problem
 from .runs import describe, Run
 from .solver_records import Floor, Kind, NetworkSolve
-from .solver_ways import Label, scan, Setting, Solved, taylor, Way
+from .solver_ways import (
+    initial_value_problem,
+    Label,
+    scan,
+    Setting,
+    Solved,
+    taylor,
+    Way,
+)
 from .timing import compile_fresh, interleaved_seconds, Rounds
 
 
@@ -68,19 +76,18 @@ def floor(
 def exact_state(problem: Problem) -> np.ndarray:
     """In double precision."""
     with jax.enable_x64(True):
-        params, y0 = jtu.tree_map(
+        arrays = jtu.tree_map(
             lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64),
             (problem.params, problem.y),
         )
 
         @jax.jit
         def solve(params: PyTree[Array], y0: Array) -> Array:
-            term = dfx.ODETerm(lambda t, y, args: problem.field(args, t, y))
-            ivp = dsr.InitialValueProblem(term, y0, args=params)
+            ivp = initial_value_problem(problem._replace(params=params, y=y0))
             solution = dsr.solve_adaptive(ivp, dfx.Dopri8(), 1e-11, max_steps=None)
             return dsr.final_state(solution)
 
-        return np.asarray(solve(params, y0))
+        return np.asarray(solve(*arrays))
 
 
 def _entries(

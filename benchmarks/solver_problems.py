@@ -75,12 +75,12 @@ def heyoka_integrator(
     problem: SmoothProblem, tolerance: float, dtype: type = float
 ) -> Any:
     """Its adaptive Taylor method, compiled."""
-    import heyoka as hy  # pyright: ignore[reportMissingImports]
+    import heyoka as hy
 
     y = [hy.make_vars(f"y{i}") for i in range(len(problem.y0))]
     equations = list(zip(y, problem.field(hy, y)))
-    y0, tolerance = np.array(problem.y0, dtype), np.array(tolerance, dtype)[()]
-    return hy.taylor_adaptive(equations, y0, tol=tolerance, fp_type=dtype)
+    y0 = np.array(problem.y0, dtype)
+    return hy.taylor_adaptive(equations, y0, tol=dtype(tolerance), fp_type=dtype)
 
 
 def reference(problem: SmoothProblem) -> np.ndarray:
@@ -92,7 +92,8 @@ def reference(problem: SmoothProblem) -> np.ndarray:
     from scipy.integrate import solve_ivp
 
     def field(t: float, y: np.ndarray) -> list[float]:
-        return problem.field(math, y)
+        return problem.field(math, list(y))
 
-    span, tightest = (0.0, problem.t1), dict(rtol=2.5e-14, atol=1e-15)
-    return solve_ivp(field, span, problem.y0, "DOP853", **tightest).y[:, -1]
+    span, rtol, atol = (0.0, problem.t1), 2.5e-14, 1e-15
+    solution = solve_ivp(field, span, problem.y0, "DOP853", rtol=rtol, atol=atol)
+    return solution.y[:, -1]

@@ -28,11 +28,14 @@ class Setting(NamedTuple):
 
     @property
     def ivp(self) -> dsr.InitialValueProblem:
-        def field(t: ArrayLike, y: PyTree[Array], args: PyTree[Array]) -> PyTree[Array]:
-            return self.problem.field(args, jnp.asarray(t), y)
+        return initial_value_problem(self.problem)
 
-        term, y0 = dfx.ODETerm(field), self.problem.y
-        return dsr.InitialValueProblem(term, y0, args=self.problem.params)
+
+def initial_value_problem(problem: Problem) -> dsr.InitialValueProblem:
+    def field(t: ArrayLike, y: PyTree[Array], args: PyTree[Array]) -> PyTree[Array]:
+        return problem.field(args, jnp.asarray(t), y)
+
+    return dsr.InitialValueProblem(dfx.ODETerm(field), problem.y, args=problem.params)
 
 
 class Solved(NamedTuple):

@@ -70,7 +70,7 @@ def solve_fixed(
 def solve_adaptive(
     problem: InitialValueProblem,
     solver: dfx.AbstractSolver,
-    tolerance: float,
+    tolerance: RealScalarLike,
     *,
     norm: Callable[[PyTree[Array]], RealScalarLike] = optx.rms_norm,
     max_steps: int | None = 4096,
