@@ -160,7 +160,7 @@ def main() -> None:
         options.repeats, options.seconds, options.updates = 3, 0.1, 3
     options.scale = SCALES
     path = command.figures_path("solver", options)
-    record = command.circumstances(options)
+    record = command.circumstances(options, "optax", "heyoka")
     results = Results(**record, floors=[], networks=[], smooth=[])
     for _ in fill(results, options):
         # Each time: what has been measured should survive an interruption.
