@@ -1,13 +1,16 @@
 """Draws work-precision diagrams: errors over run times."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from .runs import seconds
 from .solver_records import NetworkSolve, Results, SmoothSolve
+from .solver_ways import FITTED
 
 
-_COLUMNS = 3
+_Solves: TypeAlias = Sequence[NetworkSolve | SmoothSolve]
+_COLUMNS = 4
 
 
 def draw(results: Results, path: Path) -> None:
@@ -15,19 +18,33 @@ def draw(results: Results, path: Path) -> None:
     # Imported late: it is slow to import, and `--help` does not need it.
     from matplotlib.figure import Figure
 
-    panels = {**_networks(results), **_smooth(results)}
+    panels = [
+        (title, group[title], quantity)
+        for group in (_networks(results), _smooth(results))
+        for quantity in (_seconds, _evaluations)
+        for title in group
+    ]
     height = max(1, -(-len(panels) // _COLUMNS))
-    figure = Figure(figsize=(12, 4 * height), layout="constrained")
-    grid = figure.subplots(height, _COLUMNS, squeeze=False).flat
-    for axes, (title, solves) in zip(grid, panels.items()):
-        _curves(axes, solves)
+    figure = Figure(figsize=(16, 4 * height), layout="constrained")
+    grid = list(figure.subplots(height, _COLUMNS, squeeze=False).flat)
+    for axes, (title, solves, quantity) in zip(grid, panels):
+        _curves(axes, solves, quantity)
         axes.set_title(title)
-    for axes in list(grid)[len(panels) :]:
+        axes.set_xlabel(quantity.__name__.strip("_"))
+    for axes in grid[len(panels) :]:
         axes.remove()
     figure.savefig(path, dpi=150)
 
 
-def _networks(results: Results) -> Mapping[str, list[NetworkSolve]]:
+def _seconds(solve: NetworkSolve | SmoothSolve) -> float | None:
+    return seconds(solve.run)
+
+
+def _evaluations(solve: NetworkSolve | SmoothSolve) -> float | None:
+    return solve.evaluations
+
+
+def _networks(results: Results) -> Mapping[str, _Solves]:
     """By title, the evaluations of one network."""
     batch = max((one.batch for one in results.networks), default=0)
     solves = [s for s in results.networks if s[1:3] == (batch, "evaluation")]
@@ -37,27 +54,40 @@ def _networks(results: Results) -> Mapping[str, list[NetworkSolve]]:
     }
 
 
-def _smooth(results: Results) -> Mapping[str, list[SmoothSolve]]:
+def _smooth(results: Results) -> Mapping[str, _Solves]:
     return {
         problem: [solve for solve in results.smooth if solve.problem == problem]
         for problem in dict.fromkeys(solve.problem for solve in results.smooth)
     }
 
 
-def _curves(axes, solves: Iterable[NetworkSolve | SmoothSolve]) -> None:
-    solves = list(solves)
-    for method in dict.fromkeys(solve.method for solve in solves):
+def _curves(
+    axes,
+    solves: _Solves,
+    quantity: Callable[[NetworkSolve | SmoothSolve], float | None],
+) -> None:
+    methods = list(dict.fromkeys(solve.method for solve in solves))
+    # A fitted method has the color of the one that it was.
+    originals = [method.removesuffix(FITTED) for method in methods]
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(originals))}
+    for method, original in zip(methods, originals):
         points = [
-            (time, solve.error)
+            (cost, solve.error)
             for solve in solves
             if solve.method == method
             and solve.error is not None
-            and (time := seconds(solve.run)) is not None
+            and (cost := quantity(solve)) is not None
         ]
         if points:
-            dashed = "--" if "Taylor" not in method else "-"
-            look = dict(marker="o", markersize=3, linestyle=dashed)
-            axes.plot(*zip(*points), label=method, **look)
-    axes.set(xlabel="seconds", ylabel="error", xscale="log", yscale="log")
+            axes.plot(
+                *zip(*points),
+                label=method,
+                color=colors[original],
+                linestyle="-" if "Taylor" in method else "--",
+                **dict(marker="o", markersize=3)
+                if method == original
+                else dict(marker="*", markersize=10),
+            )
+    axes.set(ylabel="error", xscale="log", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small")
+    axes.legend(fontsize="xx-small")

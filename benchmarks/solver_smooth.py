@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import diffrax as dfx
@@ -43,59 +43,45 @@ def taylor_name(order: int) -> str:
 def measure(
     name: str, orders: Sequence[int], tolerances: Sequence[float], rounds: Rounds
 ) -> Iterator[SmoothSolve]:
-    """All methods in turn, for each tolerance."""
+    """All methods and tolerances in turn. Methods that fail are left out."""
     problem, exact = PROBLEMS[name], reference(PROBLEMS[name])
     solvers: dict[str, dfx.AbstractAdaptiveSolver] = {
         DOPRI8: dfx.Dopri8(),
         "Tsit5": dfx.Tsit5(),
     }
     solvers |= {taylor_name(order): dsr.TaylorLagrangeSolver(order) for order in orders}
+    executables: dict[tuple[str, float], Executable] = {}
     with jax.enable_x64(True):
-        compiled: dict[str, Executable] = {}
         for method, solver in solvers.items():
             try:
-                compiled[method] = _compile(problem, solver)
+                compiled = _compile(problem, solver)
             except Exception as error:  # Whatever it is: that it fails is a result.
                 for tolerance in tolerances:
                     yield SmoothSolve(name, method, tolerance, failure=describe(error))
-        for tolerance in tolerances:
-            yield from _compare(name, compiled, exact, tolerance, rounds)
-
-
-def _compare(
-    name: str,
-    compiled: dict[str, Executable],
-    exact: np.ndarray,
-    tolerance: float,
-    rounds: Rounds,
-) -> Iterator[SmoothSolve]:
-    problem = PROBLEMS[name]
-    executables = dict(compiled)
-    calls: dict[str, Callable[[], _Solved]] = {
-        method: functools.partial(
-            executable.call, jnp.array(problem.y0), jnp.array(tolerance)
-        )
-        for method, executable in executables.items()
-    }
-    if heyoka_is_installed():
-        executables[HEYOKA] = _compile_heyoka(problem, tolerance)
-        calls[HEYOKA] = executables[HEYOKA].call
-    solved = {method: call() for method, call in calls.items()}
-    times = interleaved_seconds(calls, rounds)
-    for method, (y1, steps, evaluations) in solved.items():
-        run = Run(times[method], *executables[method][1:])
-        error = float(np.max(np.abs(y1 - exact)) / np.max(np.abs(exact)))
-        counts = int(steps), int(evaluations)
-        yield SmoothSolve(name, method, tolerance, run, *counts, error)
+                continue
+            for tolerance in tolerances:
+                call = functools.partial(compiled.call, jnp.array(tolerance))
+                executables[method, tolerance] = compiled._replace(call=call)
+        if heyoka_is_installed():
+            for tolerance in tolerances:
+                executables[HEYOKA, tolerance] = _compile_heyoka(problem, tolerance)
+        calls = {key: executable.call for key, executable in executables.items()}
+        solved = {key: call() for key, call in calls.items()}
+        times = interleaved_seconds(calls, rounds)
+    for key, (y1, steps, evaluations) in solved.items():
+        run = Run(times[key], *executables[key][1:])
+        difference = np.abs(np.asarray(y1) - exact)
+        error = float(np.max(difference) / np.max(np.abs(exact)))
+        yield SmoothSolve(name, *key, run, int(steps), int(evaluations), error)
 
 
 def _compile(problem: SmoothProblem, solver: dfx.AbstractAdaptiveSolver) -> Executable:
-    """A function of the initial state and of the tolerance."""
+    """A function of the tolerance."""
 
     def field(t: Any, y: Float[Array, " n"], args: None) -> Float[Array, " n"]:
         return jnp.stack(problem.field(jnp, list(y)))
 
-    def solve(y0: Float[Array, " n"], tolerance: Float[Array, ""]) -> _Solved:
+    def solve(tolerance: Float[Array, ""], y0: Float[Array, " n"]) -> _Solved:
         ivp = dsr.InitialValueProblem(dfx.ODETerm(field), y0, t1=problem.t1)
         solution = dsr.solve_adaptive(ivp, solver, tolerance, max_steps=None)
         return _Solved(
@@ -104,7 +90,9 @@ def _compile(problem: SmoothProblem, solver: dfx.AbstractAdaptiveSolver) -> Exec
             dsr.nfe(solver, solution, adaptive=True),
         )
 
-    return compile_fresh(solve, jnp.array(problem.y0), jnp.array(1e-6))
+    y0 = jnp.array(problem.y0)
+    executable = compile_fresh(solve, jnp.array(1.0), y0)
+    return executable._replace(call=lambda tolerance: executable.call(tolerance, y0))
 
 
 def _compile_heyoka(problem: SmoothProblem, tolerance: float) -> Executable:

@@ -146,6 +146,7 @@ _ADAPTIVE = {
     COARSE.method: (dfx.Tsit5(), (1e-3, COARSE.setting, 1e-7)),
 }
 FEWEST_STEPS = 2
+FITTED = ", fitted"
 
 
 def taylor_name(order: int) -> str:
@@ -172,7 +173,7 @@ def evaluation_ways(
     """From coarse to precise; two steps also with corrections that have been fitted for
     them, by the order."""
     ways: dict[Label, Way] = {
-        Label(f"{taylor_name(p)}, fitted", FEWEST_STEPS): functools.partial(
+        Label(taylor_name(p) + FITTED, FEWEST_STEPS): functools.partial(
             fitted, p, FEWEST_STEPS, correction
         )
         for p, correction in corrections.items()
