@@ -89,5 +89,6 @@ def _curves(
                 else dict(marker="*", markersize=10),
             )
     axes.set(ylabel="error", xscale="log", yscale="log")
+    axes.xaxis.set_minor_formatter("")  # Labels of these would overlap.
     axes.grid(alpha=0.3)
     axes.legend(fontsize="xx-small")
