@@ -104,11 +104,15 @@ def figures_path(name: str, options: argparse.Namespace) -> Path:
     return options.out / f"{name}-{jax.default_backend()}{suffix}.json"
 
 
-def circumstances(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What all results begin with."""
+def circumstances(
+    options: argparse.Namespace, *packages: str
+) -> dict[str, dict[str, Any]]:
+    """What all results begin with; with the versions of these packages too."""
     unrecorded = ("out", "render")
     settings = {k: v for k, v in vars(options).items() if k not in unrecorded}
-    return dict(settings=settings, versions=versions(*PACKAGES), hardware=hardware())
+    return dict(
+        settings=settings, versions=versions(*PACKAGES, *packages), hardware=hardware()
+    )
 
 
 def write(path: Path, tables: str, draw: Callable[[Path], None]) -> None:

@@ -5,13 +5,16 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
+
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 class Executable(NamedTuple):
@@ -91,8 +94,8 @@ class Rounds(NamedTuple):
 
 
 def interleaved_seconds(
-    calls: Mapping[str, Callable[[], PyTree[Array]]], rounds: Rounds = Rounds()
-) -> dict[str, float]:
+    calls: Mapping[_Name, Callable[[], PyTree[Array]]], rounds: Rounds = Rounds()
+) -> dict[_Name, float]:
     """The median time of each call.
 
     All are called in turn, round after round, so that what disturbs the machine for a
@@ -104,7 +107,7 @@ def interleaved_seconds(
     round_seconds = sum(once[name] * counts[name] for name in calls)
     affordable = int(rounds.most_seconds / max(round_seconds, 1e-9))
     repeats = min(rounds.repeats, max(rounds.least_repeats, affordable))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[_Name, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             seconds[name].append(_turn_seconds(call, counts[name]))

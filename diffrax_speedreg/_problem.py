@@ -40,7 +40,8 @@ def solve_fixed(
 
     Prefer this to a bare `diffrax.diffeqsolve` with a constant step size: buffers for
     the gradient are sized by `max_steps`, whose default of 4096 is far more than a
-    solve of a few steps needs.
+    solve of a few steps needs. Here the state before each step is kept for the
+    gradient, which then makes each step once again, and not several times.
 
     **Arguments:**
 
@@ -61,6 +62,7 @@ def solve_fixed(
         solver,
         saveat=dfx.SaveAt(t1=True, solver_state=True),
         stepsize_controller=dfx.StepTo(ts),
+        adjoint=dfx.RecursiveCheckpointAdjoint(checkpoints=num_steps),
         max_steps=num_steps,
     )
 
@@ -68,7 +70,7 @@ def solve_fixed(
 def solve_adaptive(
     problem: InitialValueProblem,
     solver: dfx.AbstractSolver,
-    tolerance: float,
+    tolerance: RealScalarLike,
     *,
     norm: Callable[[PyTree[Array]], RealScalarLike] = optx.rms_norm,
     max_steps: int | None = 4096,

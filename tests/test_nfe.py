@@ -1,3 +1,5 @@
+import re
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
@@ -107,6 +109,35 @@ def test_taylor(order, midpoint, per_step):
     adaptive = dsr.solve_adaptive(problem, solver, 1e-3)
     steps = adaptive.stats["num_steps"]
     assert dsr.nfe(solver, adaptive, adaptive=True) == (per_step + 1) * steps
+
+
+@pytest.mark.parametrize(
+    "saveat, adaptive", ((dict(t1=True), False), (dict(ts=[0.2, 0.9]), True))
+)
+@pytest.mark.parametrize("order, midpoint", ((1, True), (3, True), (3, False)))
+def test_taylor_compiled(order, midpoint, saveat, adaptive):
+    """No coefficient is computed twice: neither for the midpoint, nor for the error
+    estimate or dense output; and no estimate if steps are constant."""
+    remainder = dsr.ConstantCorrection(4) if midpoint else None
+    solver = dsr.TaylorLagrangeSolver(order, remainder)
+
+    @jax.jit
+    def solve(y0, weight):
+        controller = dfx.PIDController(rtol=1e-3, atol=1e-3)
+        return dfx.diffeqsolve(
+            dfx.ODETerm(lambda t, y, args: jnp.tanh(y @ weight)),
+            solver,
+            0.0,
+            1.0,
+            0.25,
+            y0,
+            saveat=dfx.SaveAt(**saveat),
+            stepsize_controller=controller if adaptive else dfx.ConstantStepSize(),
+        ).ys
+
+    compiled = solve.lower(jnp.ones((3, 4)), jnp.eye(4)).compile().as_text()
+    products = len(re.findall(r" dot\(", compiled))
+    assert products == solver.coefficients_per_step(adaptive)
 
 
 def test_under_vmap():
