@@ -153,6 +153,12 @@ LAYERS = group(
                 call=_stateful,
             ),
             "WeightNorm": _layer(lambda key: eqx.nn.WeightNorm(_linear(key), "weight")),
+        },
+        order=4,
+    ),
+    on(
+        real,
+        {
             "BatchNorm(inference)": _layer(
                 lambda key: eqx.nn.make_with_state(eqx.nn.BatchNorm)(
                     4, "batch", inference=True, mode="batch"
@@ -161,6 +167,7 @@ LAYERS = group(
             ),
         },
         order=4,
+        since=(0, 10),
     ),
     on(
         batch,

@@ -102,19 +102,22 @@ SPECIAL = group(
 )
 
 
-def _distribution(name, methods, domain=real, *parameters):
+def _distribution(name, methods, domain=real, *parameters, since=()):
     def method_of(method):
-        distribution = getattr(jsp.stats, name)
-        return lambda x: getattr(distribution, method)(x, *parameters)
+        return lambda x: getattr(getattr(jsp.stats, name), method)(x, *parameters)
 
-    return on(domain, variants(f"{name}.{{}}", method_of, methods.split()), order=4)
+    functions = variants(f"{name}.{{}}", method_of, methods.split())
+    return on(domain, functions, order=4, since=since)
 
 
 def _of_counts(name, *parameters):
     """By the parameter, for counts are integers."""
-    function = getattr(jsp.stats, name).logpmf
     counts = lambda p: like(p, [1, 2, 3, 4])
-    return {f"{name}.logpmf": lambda p: function(counts(p), *parameters, p)}
+    return {
+        f"{name}.logpmf": lambda p: getattr(jsp.stats, name).logpmf(
+            counts(p), *parameters, p
+        )
+    }
 
 
 STATISTICS = group(
@@ -125,14 +128,15 @@ STATISTICS = group(
     _distribution("expon", "logcdf logpdf", positive),
     _distribution("gamma", "cdf logpdf", positive, 1.6),
     _distribution("gennorm", "cdf logpdf", positive, 1.4),
-    _distribution("gumbel_l", "cdf logpdf"),
-    _distribution("gumbel_r", "cdf logpdf"),
+    _distribution("gumbel_l", "cdf logpdf", since=(0, 10)),
+    _distribution("gumbel_r", "cdf logpdf", since=(0, 10)),
     _distribution("laplace", "cdf logpdf"),
     _distribution("logistic", "cdf logpdf sf"),
     _distribution("logistic", "isf ppf", unit),
     _distribution("norm", "cdf logcdf logpdf logsf pdf sf"),
     _distribution("norm", "ppf", between(0.2, 0.8)),
-    _distribution("pareto", "cdf logpdf", above_one, 2.2),
+    _distribution("pareto", "logpdf", above_one, 2.2),
+    _distribution("pareto", "cdf", above_one, 2.2, since=(0, 10)),
     _distribution("t", "logpdf pdf", real, 2.7),
     _distribution("truncnorm", "logcdf logpdf", signed_unit, -2.0, 3.0),
     _distribution("uniform", "cdf logpdf ppf", unit),
