@@ -1,0 +1,10 @@
+"""The experiments' data: from a folder of files, or else from OpenML."""
+
+from .miniboone import load_miniboone as load_miniboone, TabularData as TabularData
+from .mnist import ImageData as ImageData, load_mnist as load_mnist
+from .physionet import (
+    load_physionet as load_physionet,
+    TimeSeries as TimeSeries,
+    TimeSeriesData as TimeSeriesData,
+)
+from .sources import DataUnavailable as DataUnavailable
