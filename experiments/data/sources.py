@@ -62,9 +62,7 @@ def openml(name: str, files: Sequence[str], number: int) -> tuple[Any, Any]:
     `DataUnavailable` if it can't be fetched.
     """
     try:
-        return fetch_openml(
-            **which, as_frame=False, return_X_y=True, parser="liac-arff"
-        )
+        found = fetch_openml(data_id=number, as_frame=False, parser="liac-arff")
     # Without a network these are `OSError`s; of a damaged answer, `ValueError`s.
     except (OSError, ValueError) as error:
         raise DataUnavailable(
