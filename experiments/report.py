@@ -1,39 +1,18 @@
-"""What the experiments share: command line, timing, tables, pictures, result files."""
+"""What the experiments share: command line, timing, tables, pictures."""
 
 import argparse
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-
-class Trajectory(NamedTuple):
-    times: Float[Array, " times"]
-    states: Float[Array, "times state"]
-    steps: Float[Array, " steps"]
-
-
-class Result(NamedTuple):
-    """What was measured of one method."""
-
-    method: str
-    accuracy: float
-    nfe: int
-    solve_seconds: float
-    step_seconds: float
-    training_seconds: float
-    nfe_by_epoch: list[int]
-    trajectory: Trajectory
+from .records import brief, circumstances, figures, Result
 
 
 class HelpFormatter(
@@ -101,32 +80,25 @@ def write(
     name: str, results: Sequence[Result], caption: str, options: argparse.Namespace
 ) -> None:
     """Prints the table, and writes it with the picture and the figures behind it."""
-    table = f"{_table(results)}\n\n{caption}\n"
+    text = f"{table(results)}\n\n{caption}\n"
     picture = options.output / f"{name}.png"
-    _draw(results, picture)
-    (options.output / f"{name}.md").write_text(table)
-    record = dict(
-        options={k: str(v) for k, v in vars(options).items() if k != "output"},
-        caption=caption,
-        versions=_versions(),
-        hardware=dict(cores=os.cpu_count(), backend=jax.default_backend()),
-        results=[
-            {k: v for k, v in result._asdict().items() if k != "trajectory"}
-            for result in results
-        ],
-    )
-    figures = options.output / f"{name}.json"
-    figures.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"\n{table}\nPicture: {picture}\nFigures: {figures}")
+    draw(results, picture)
+    (options.output / f"{name}.md").write_text(text)
+    record = circumstances(options)
+    record |= dict(caption=caption, results=[figures(result) for result in results])
+    path = options.output / f"{name}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\n{text}\nPicture: {picture}\nFigures: {path}")
 
 
-def _table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result]) -> str:
+    """In Markdown, a row for each method."""
     rows = [["method", "test accuracy", "NFE", "solve", "training step", "training"]]
     rows += [
         [
             result.method,
             f"{100 * result.accuracy:.1f} %",
-            str(result.nfe),
+            f"{result.nfe:g}",
             f"{1e3 * result.solve_seconds:.2f} ms",
             f"{1e3 * result.step_seconds:.1f} ms",
             f"{result.training_seconds:.1f} s",
@@ -141,7 +113,8 @@ def _table(results: Sequence[Result]) -> str:
     )
 
 
-def _draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Evaluations over the training, and a trajectory for each method."""
     # Imported late: it is slow to import, and `--help` does not need it.
     from matplotlib.figure import Figure
 
@@ -154,19 +127,11 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     left.set_ylim(bottom=0)
     left.legend()
     for axes, result in zip(others, results):
-        times, states, steps = result.trajectory
-        # The entries of the state that move most.
-        moved = np.argsort(np.ptp(states, axis=0))[-8:]
-        axes.plot(times, states[:, moved], linewidth=1)
-        for step in steps[np.isfinite(steps)]:
+        times, states, steps = brief(result.trajectory)
+        axes.plot(times, states, linewidth=1)
+        for step in steps:
             axes.axvline(step, color="black", alpha=0.2, linewidth=0.8)
-        axes.set(title=f"{result.method}: NFE {result.nfe}", xlabel="time")
+        axes.set(title=f"{result.method}: NFE {result.nfe:g}", xlabel="time")
         axes.sharey(others[0])
     others[0].set_ylabel("some pixels of an image, and steps")
     figure.savefig(path, dpi=150)
-
-
-def _versions() -> dict[str, str]:
-    packages = ["diffrax-speedreg", "jax", "diffrax", "equinox", "optax"]
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **versions}
