@@ -4,10 +4,11 @@ from typing import Any, TypeAlias
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import optax
 import optimistix as optx
 from equinox.internal import ω
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Inexact, Int, Key, PyTree
 
 from .._checks import check_positive_integer
@@ -329,8 +330,9 @@ class AlternatingTrainer(eqx.Module):
             return eqx.tree_at(lambda t: t.outcome.speeds, targets, speeds)
 
         with naming_batch(batch):
-            specs = self._target_specs()
-            return on_mesh(solve, self.mesh, state.model, batch, out_specs=specs)
+            return on_mesh(
+                solve, self.mesh, state.model, batch, out_specs=_target_specs
+            )
 
     @eqx.filter_jit
     def remainder_step(
@@ -372,7 +374,7 @@ class AlternatingTrainer(eqx.Module):
                 self.mesh,
                 (state.model, state.solver),
                 (batch, targets),
-                in_specs=(batch_specs(batch, self.mesh), self._target_specs()),
+                in_specs=(batch_specs(batch, self.mesh), _target_specs(targets)),
             )
         solver, opt_state = update(
             self.solver_optimizer,
@@ -439,16 +441,17 @@ class AlternatingTrainer(eqx.Module):
         with naming_batch(batch):
             return on_mesh(measure, self.mesh, (state.model, state.solver), batch)
 
-    def _target_specs(self) -> Targets:
-        """How targets lie on a mesh: samples follow the axis of the parts."""
-        samples = split_axis(1)
-        num_steps = 1 if self.one_step else self.num_steps
-        return Targets(whole, whole, samples, samples, num_steps, whole)
-
     def _norm(self, error: PyTree[Array]) -> Array:
         """The root mean square over the whole batch."""
         squared = mean_over_shards(optx.rms_norm(error) ** 2, self.mesh)
         return jnp.sqrt(squared)
+
+
+def _target_specs(targets: Targets) -> PyTree[PartitionSpec]:
+    """How targets lie on a mesh: their first axis is that of the parts."""
+    specs = jtu.tree_map(lambda leaf: whole, targets)
+    samples = jtu.tree_map(lambda leaf: split_axis(1), (targets.y0, targets.y1))
+    return eqx.tree_at(lambda t: (t.y0, t.y1), specs, samples)
 
 
 def _known_nfe(

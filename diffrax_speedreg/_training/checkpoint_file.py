@@ -87,8 +87,9 @@ def save_checkpoint(
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise CheckpointError(
-            f"The checkpoint {path} could not be written: {error.strerror}. "
-            "Those written before are as they were. Make room, or choose another folder."
+            f"The checkpoint {path} could not be written: "
+            f"{error.strerror or error}. Those written before are as they were. Make "
+            "room, or choose another folder."
         ) from error
 
 
@@ -119,8 +120,8 @@ def load_checkpoint(path: str | Path, like: _T) -> _T:
         raise CheckpointError(
             f"The checkpoint {path} is of another model, solver or optimizer: "
             f"`state{name}` is {theirs.get(name, 'not there')} in the file, but "
-            f"{ours.get(name, 'not there')} here, and {len(names)} leaves differ in "
-            "all. `read_hyperparameters` tells what it was made with."
+            f"{ours.get(name, 'not there')} here, and {len(names)} leaves "
+            "differ in all. `read_hyperparameters` tells what it was made with."
         )
     return eqx.tree_deserialise_leaves(
         io.BytesIO(content.leaves), like, filter_spec=_read_leaf

@@ -97,6 +97,8 @@ class Checkpoints(eqx.Module):
         if not is_writer():
             return
         save_checkpoint(self._free_path(step), state, self.hyperparameters)
+        for leftover in self.folder.glob(".step-*.unfinished"):
+            leftover.unlink()  # Of a process that was killed while it wrote.
         for path in self._paths()[self.keep :]:
             # What is torn or foreign may be of use to somebody.
             if _is_intact(path):

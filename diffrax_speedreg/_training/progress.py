@@ -59,7 +59,8 @@ class ProgressBar:
             ) from error
         # Only the first of several processes has something to show.
         hidden = True if jax.process_index() > 0 else None
-        self._bar = tqdm(**(dict(total=until, unit="step", disable=hidden) | options))
+        defaults: dict[str, Any] = dict(total=until, unit="step", disable=hidden)
+        self._bar = tqdm(**(defaults | options))
 
     def __enter__(self) -> "ProgressBar":
         return self

@@ -101,13 +101,14 @@ def on_mesh(
     batch: PyTree[Any],
     *,
     in_specs: PyTree[PartitionSpec] | None = None,
-    out_specs: PyTree[PartitionSpec] = whole,
+    out_specs: Callable[[PyTree[Any]], PyTree[PartitionSpec]] = lambda out: whole,
 ) -> PyTree[Array]:
     """Calls a function on each shard of a batch.
 
     The function is traced for a single shard, and only then mapped over the mesh: while
     Equinox's loops are differentiated, arrays whose types mention a mesh would be in
-    their way.
+    their way. How inputs and outputs are split is told by specs like the batch, and by
+    a function of what the outputs are like.
     """
     if mesh is None:
         return function(replicated, batch)
@@ -124,7 +125,7 @@ def on_mesh(
         return jtu.tree_unflatten(jtu.tree_structure(shape), leaves)
 
     return jax.shard_map(
-        mapped, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False
+        mapped, mesh=mesh, in_specs=specs, out_specs=out_specs(shape), check_vma=False
     )(*arrays)
 
 
