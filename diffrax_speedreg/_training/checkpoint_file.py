@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -205,12 +205,12 @@ def _describe(state: PyTree[Any]) -> list[list[str]]:
     ]
 
 
-def _write_leaf(file: BinaryIO, leaf: Any) -> None:
+def _write_leaf(file: io.BytesIO, leaf: Any) -> None:
     data = jr.key_data(leaf) if _is_key(leaf) else leaf
     eqx.default_serialise_filter_spec(file, data)
 
 
-def _read_leaf(file: BinaryIO, like: Any) -> Any:
+def _read_leaf(file: io.BytesIO, like: Any) -> Any:
     if not _is_key(like):
         return eqx.default_deserialise_filter_spec(file, like)
     data = np.load(file, allow_pickle=False)
