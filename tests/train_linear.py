@@ -21,7 +21,7 @@ def main(folder: str) -> None:
         trainer,
         state,
         make_batches(),
-        until=500,
+        until=200,
         remainder_every=3,
         checkpoints=checkpoints,
     )

@@ -123,9 +123,15 @@ def load_checkpoint(path: str | Path, like: _T) -> _T:
             f"{ours.get(name, 'not there')} here, and {len(names)} leaves "
             "differ in all. `read_hyperparameters` tells what it was made with."
         )
-    return eqx.tree_deserialise_leaves(
-        io.BytesIO(content.leaves), like, filter_spec=_read_leaf
-    )
+    try:
+        return eqx.tree_deserialise_leaves(
+            io.BytesIO(content.leaves), like, filter_spec=_read_leaf
+        )
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"The leaves in the checkpoint {path} are not plain arrays: {error}. It "
+            "was not written by `save_checkpoint`."
+        ) from error
 
 
 def read_hyperparameters(path: str | Path) -> dict[str, Any]:
@@ -213,8 +219,9 @@ def _write_leaf(file: io.BytesIO, leaf: Any) -> None:
 def _read_leaf(file: io.BytesIO, like: Any) -> Any:
     if not _is_key(like):
         return eqx.default_deserialise_filter_spec(file, like)
+    # The key may be a mere shape, of which JAX does not tell the implementation.
     data = np.load(file, allow_pickle=False)
-    return jr.wrap_key_data(data, impl=jr.key_impl(like))
+    return jr.wrap_key_data(data, impl=jr.key_impl(jnp.zeros((), like.dtype)))
 
 
 def _is_key(leaf: Any) -> bool:

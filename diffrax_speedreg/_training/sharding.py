@@ -159,14 +159,18 @@ def _place(tree: _T, mesh: Mesh | None, spec: Callable[[Any], PartitionSpec]) ->
         if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):
             return leaf
         if isinstance(leaf, Array) and _is_key(leaf):
-            return jr.wrap_key_data(place(jr.key_data(leaf)), impl=jr.key_impl(leaf))
-        sharding = NamedSharding(mesh, spec(leaf))
-        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
-            return leaf
-        local = np.asarray(leaf)
-        return jax.make_array_from_callback(local.shape, sharding, local.__getitem__)
+            data = _distribute(jr.key_data(leaf), NamedSharding(mesh, whole))
+            return jr.wrap_key_data(data, impl=jr.key_impl(leaf))
+        return _distribute(leaf, NamedSharding(mesh, spec(leaf)))
 
     return jtu.tree_map(place, tree)
+
+
+def _distribute(leaf: Array | np.ndarray, sharding: NamedSharding) -> Array:
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    local = np.asarray(leaf)
+    return jax.make_array_from_callback(local.shape, sharding, local.__getitem__)
 
 
 def _is_key(leaf: Any) -> bool:
