@@ -17,6 +17,7 @@ the last checkpoint, on as many devices as there are then.
 """
 
 import argparse
+from collections.abc import Sequence
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from . import digits, report
@@ -41,8 +43,9 @@ def accuracy(
     return dict(accuracy=jnp.mean(predicted == batch.labels))
 
 
-def train(options: argparse.Namespace) -> tuple[dsr.AlternatingState, dsr.Evaluation]:
-    mesh = dsr.data_mesh()
+def train(
+    options: argparse.Namespace, mesh: Mesh | None
+) -> tuple[dsr.AlternatingState, dsr.Evaluation]:
     small = options.small
     trainer = dsr.AlternatingTrainer(
         problem=digits.problem,
@@ -90,7 +93,7 @@ def train(options: argparse.Namespace) -> tuple[dsr.AlternatingState, dsr.Evalua
     return state, trainer.evaluate(state, test, accuracy)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.parallel",
         description=__doc__,
@@ -108,7 +111,7 @@ def arguments() -> argparse.Namespace:
     add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     add("--x64", action="store_true", help="in double precision")
     add("--small", action="store_true", help="cheaper steps, to see that it works")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def main() -> None:
@@ -125,7 +128,7 @@ def main() -> None:
         f"{jax.local_device_count()} of {jax.device_count()} devices",
         flush=True,
     )
-    state, evaluation = train(options)
+    state, evaluation = train(options, dsr.data_mesh())
     arrays = eqx.filter(state.model, eqx.is_inexact_array)
     print(
         f"loss {float(evaluation.loss):.12g} "
