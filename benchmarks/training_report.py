@@ -11,13 +11,15 @@ What alternating training costs beside its dynamics steps. Times are medians of
 interleaved rounds. *Bare* is a dynamics step that is called again and again with the
 same batch; *fit* is one of `fit`, with new batches from the host's memory and a
 progress bar. *Targets* is the solve at high fidelity, and *remainder* one gradient step
-with these. A *checkpoint* is written and forced onto the disk while the training waits."""
+with these. A *checkpoint* is written and forced onto the disk while the training
+waits."""
 AMORTIZED = """\
 Training with remainder steps, in parts of its dynamics steps alone, if after every n of
 these there are m remainder steps. TL-NODE's cadences are 400 and 1 (MNIST), 100 and 1
 (density estimation), 10 and 1 (stiff dynamics):"""
 SCALING = """\
-A dynamics step on devices of one CPU, which the process is pinned to so many cores of:"""
+A dynamics step on devices of one CPU, which the process is pinned to so many cores of:
+"""
 # TL-NODE's, and one with several inner steps.
 CADENCES = ((400, 1), (100, 1), (10, 1), (10, 5))
 _MINUTE = 60.0

@@ -66,16 +66,21 @@ def shard_batch(batch: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
 
     - `batch`: the whole batch, the same in all processes, each of which keeps what its
         own devices need. Scalars and random keys are not split.
-    - `mesh`: from [`diffrax_speedreg.data_mesh`][]; for `None`, nothing is done.
+    - `mesh`: from [`diffrax_speedreg.data_mesh`][]; `None` for a single device.
 
     **Returns:**
 
-    The batch on the mesh.
+    The batch on the mesh, or the device.
 
     **Raises:**
 
     A `ValueError` if an array's first axis can't be divided by the number of devices.
     """
+    if mesh is None:
+        # Cheaper than to leave it to a jitted function.
+        return jtu.tree_map(
+            lambda leaf: jax.device_put(leaf) if eqx.is_array(leaf) else leaf, batch
+        )
     return _place(batch, mesh, lambda leaf: _batch_spec(leaf, mesh))
 
 
@@ -156,7 +161,7 @@ def _place(tree: _T, mesh: Mesh | None, spec: Callable[[Any], PartitionSpec]) ->
         return tree
 
     def place(leaf: Any) -> Any:
-        if not eqx.is_array(leaf) and not isinstance(leaf, np.ndarray):
+        if not eqx.is_array(leaf):
             return leaf
         if isinstance(leaf, Array) and _is_key(leaf):
             data = _distribute(jr.key_data(leaf), NamedSharding(mesh, whole))
