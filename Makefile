@@ -13,6 +13,7 @@ demo: .venv/experiments
 benchmarks: .venv/benchmarks .venv/experiments
 	$(BIN)/python -m benchmarks.taylor
 	$(BIN)/python -m benchmarks.regularization
+	$(BIN)/python -m benchmarks.training
 
 test: .venv/experiments .venv/tests
 	$(BIN)/python -m pytest -n auto
