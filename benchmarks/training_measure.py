@@ -79,4 +79,4 @@ def measure_scaling(case: Case, devices: int, cores: int, seed: int) -> Scaling:
         stdout=subprocess.PIPE,
         text=True,
     )
-    return Scaling(*case, devices, cores, json.loads(result.stdout))
+    return Scaling(*case, devices, cores, *json.loads(result.stdout))

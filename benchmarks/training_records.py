@@ -46,7 +46,10 @@ class Loop(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """Of a dynamics step on some devices, which share some cores."""
+    """Of a dynamics step on some devices, which share some cores.
+
+    `cpu_seconds` is the time that all cores together have worked for it.
+    """
 
     field: str
     batch: int
@@ -54,6 +57,7 @@ class Scaling(NamedTuple):
     devices: int
     cores: int
     seconds: float
+    cpu_seconds: float
 
 
 class Results(NamedTuple):

@@ -18,8 +18,9 @@ Training with remainder steps, in parts of its dynamics steps alone, if after ev
 these there are m remainder steps. TL-NODE's cadences are 400 and 1 (MNIST), 100 and 1
 (density estimation), 10 and 1 (stiff dynamics):"""
 SCALING = """\
-A dynamics step on devices of one CPU, which the process is pinned to so many cores of:
-"""
+A dynamics step on devices of one CPU, of which the process is pinned to some cores. *CPU*
+is the time that all of them together have worked: where it is the same, nothing is lost but
+what one waits for the other."""
 # TL-NODE's, and one with several inner steps.
 CADENCES = ((400, 1), (100, 1), (10, 1), (10, 5))
 _MINUTE = 60.0
@@ -81,9 +82,10 @@ def _amortized(results: Results) -> str:
 
 
 def _scaling(results: Results) -> str:
-    rows = [["field", "batch", "order", "devices", "cores", "step ms"]]
+    rows = [["field", "batch", "order", "devices", "cores", "step ms", "CPU ms"]]
     for scaling in results.scalings:
-        rows.append([*map(str, scaling[:5]), number(1e3 * scaling.seconds)])
+        times = (scaling.seconds, scaling.cpu_seconds)
+        rows.append([*map(str, scaling[:5]), *(number(1e3 * t) for t in times)])
     speedups = [
         f"Two devices are {speedup:.2f} times as fast as one on {cores}."
         for cores, count in (("one core", 1), ("two cores", 2))

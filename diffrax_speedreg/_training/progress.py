@@ -61,6 +61,7 @@ class ProgressBar:
         hidden = True if jax.process_index() > 0 else None
         defaults: dict[str, Any] = dict(total=until, unit="step", disable=hidden)
         self._bar = tqdm(**(defaults | options))
+        self._latest: Progress | None = None
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -70,22 +71,26 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leaves the bar as it is."""
+        self._describe()
         self._bar.close()
 
     def __call__(self, progress: Progress) -> None:
         """Shows the progress: **Arguments:** `progress`, as any callback gets it."""
-        if self._bar.disable:
-            return
-        if self._bar.n == 0:
+        if self._latest is None:
             # A training that was resumed; its speed is that of the steps made here.
             self._bar.initial = self._bar.n = progress.step - 1
-        shown: dict[str, Any] = dict(
-            loss=progress.dynamics.terms.loss,
-            remainder=progress.dynamics.terms.remainder,
-        )
-        if progress.remainder is not None:
-            shown["error"] = progress.remainder.error
-        shown |= progress.validation
+        self._latest = progress
+        # Numbers are fetched and written only as often as the bar is drawn.
+        if self._bar.update(progress.step - self._bar.n):
+            self._describe()
+
+    def _describe(self) -> None:
+        if self._latest is None or self._bar.disable:
+            return
+        terms, remainder = self._latest.dynamics.terms, self._latest.remainder
+        shown: dict[str, Any] = dict(loss=terms.loss, remainder=terms.remainder)
+        if remainder is not None:
+            shown["error"] = remainder.error
+        shown |= self._latest.validation
         entries = {k: f"{float(v):.4g}" for k, v in shown.items() if v is not None}
         self._bar.set_postfix(entries, refresh=False)
-        self._bar.update(progress.step - self._bar.n)
