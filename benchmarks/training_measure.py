@@ -21,7 +21,7 @@ STEPS_PER_TURN = 20
 
 
 def measure_loop(case: Case, seed: int, rounds: Rounds) -> Loop:
-    parts = training(*case, seed)
+    parts = training(case, seed)
     trainer, state, batches = parts
     batch = jax.device_put(batches(state.key, 0))
     targets = trainer.targets(state, batch)
@@ -57,9 +57,15 @@ def measure_loop(case: Case, seed: int, rounds: Rounds) -> Loop:
             call()  # Compiles.
         seconds = interleaved_seconds(calls, rounds)
         size = path.stat().st_size
-    for name in ("bare", "fit"):
-        seconds[name] /= STEPS_PER_TURN
-    return Loop(*case, **seconds, checkpoint_bytes=size)
+    return Loop(
+        *case,
+        bare=seconds["bare"] / STEPS_PER_TURN,
+        fit=seconds["fit"] / STEPS_PER_TURN,
+        targets=seconds["targets"],
+        remainder=seconds["remainder"],
+        checkpoint=seconds["checkpoint"],
+        checkpoint_bytes=size,
+    )
 
 
 def _bare(parts: Training, batch: PyTree[Array]) -> PyTree[Array]:

@@ -13,6 +13,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from .training_records import Case
+
 
 NUM_STEPS = 2
 CLASSES = 10
@@ -69,11 +71,9 @@ class Training(NamedTuple):
     batches: dsr.Batches
 
 
-def training(
-    name: str, batch: int, order: int, seed: int, mesh: Mesh | None = None
-) -> Training:
+def training(case: Case, seed: int, mesh: Mesh | None = None) -> Training:
     """Everything that `dsr.fit` needs, for data that fill four batches."""
-    size = SIZES[name]
+    size, batch = SIZES[case.field], case.batch
     trainer = dsr.AlternatingTrainer(
         problem=lambda model, batch: dsr.InitialValueProblem(
             dfx.ODETerm(model.field), batch.images
@@ -89,7 +89,7 @@ def training(
     )
     model_key, remainder_key, data_key = jr.split(jr.key(seed), 3)
     solver = dsr.TaylorLagrangeSolver(
-        order, dsr.CorrectionMLP(size.pixels, key=remainder_key)
+        case.order, dsr.CorrectionMLP(size.pixels, key=remainder_key)
     )
     state = trainer.init(Classifier(size, model_key), solver, key=data_key)
     rng = np.random.default_rng(seed)

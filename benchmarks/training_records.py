@@ -71,12 +71,14 @@ class Results(NamedTuple):
 
     def speedups(self, devices: int, cores: int) -> Iterator[tuple[Case, float]]:
         """By two devices with a core each, in comparison with these."""
-        seconds = {scaling[:5]: scaling.seconds for scaling in self.scalings}
-        for scaling in self.scalings:
-            case = Case(*scaling[:3])
-            asked = (*case, devices, cores)
-            if scaling[3:5] == (2, 2) and asked in seconds:
-                yield case, seconds[asked] / scaling.seconds
+        for ours in self.scalings:
+            for base in self.scalings:
+                same_case = ours[:3] == base[:3] and (ours.devices, ours.cores) == (
+                    2,
+                    2,
+                )
+                if same_case and (base.devices, base.cores) == (devices, cores):
+                    yield Case(*ours[:3]), base.seconds / ours.seconds
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(plain(self), indent=1) + "\n")

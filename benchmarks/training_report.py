@@ -18,9 +18,9 @@ Training with remainder steps, in parts of its dynamics steps alone, if after ev
 these there are m remainder steps. TL-NODE's cadences are 400 and 1 (MNIST), 100 and 1
 (density estimation), 10 and 1 (stiff dynamics):"""
 SCALING = """\
-A dynamics step on devices of one CPU, of which the process is pinned to some cores. *CPU*
-is the time that all of them together have worked: where it is the same, nothing is lost but
-what one waits for the other."""
+A dynamics step on devices of one CPU, of which the process is pinned to some cores.
+*CPU* is the time that all of them together have worked: where it is the same, nothing
+is lost but what one waits for the other."""
 # TL-NODE's, and one with several inner steps.
 CADENCES = ((400, 1), (100, 1), (10, 1), (10, 5))
 _MINUTE = 60.0

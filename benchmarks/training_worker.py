@@ -10,6 +10,7 @@ import jax
 
 from .timing import interleaved_seconds, Rounds
 from .training_problem import training
+from .training_records import Case
 
 
 # Of steps, for the time that all cores together work.
@@ -24,7 +25,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", options["devices"])
     jax.config.update("jax_enable_compilation_cache", False)
     mesh = dsr.data_mesh()
-    trainer, state, batches = training(*options["case"], options["seed"], mesh)
+    trainer, state, batches = training(Case(*options["case"]), options["seed"], mesh)
     state = dsr.replicate(state, mesh)
     batch = dsr.shard_batch(batches(state.key, 0), mesh)
     trainer.dynamics_step(state, batch)  # Compiles.
