@@ -240,8 +240,11 @@ def test_penalty_may_change_without_a_retrace():
 def test_no_remainder_to_train(trainer):
     state = make_state(trainer, dsr.TaylorLagrangeSolver(3))
     batch = make_batch(jr.key(0))
-    targets = trainer.targets(state, batch)
-    with pytest.raises(ValueError, match="no remainder to train.*remainder=None"):
+    message = "no remainder to train.*remainder=None"
+    with pytest.raises(ValueError, match=message):
+        trainer.targets(state, batch)
+    targets = dsr.reference_targets(problem(state.model, batch), 2, solver=dfx.Tsit5())
+    with pytest.raises(ValueError, match=message):
         trainer.remainder_step(state, batch, targets)
 
 

@@ -308,8 +308,10 @@ class AlternatingTrainer(eqx.Module):
         **Raises:**
 
         [`diffrax_speedreg.ReferenceFailed`][] if the equation could not be solved; it
-        says where, and which sample is the hardest.
+        says where, and which sample is the hardest. A `ValueError` if the solver has no
+        remainder, or the batch does not fit the model.
         """
+        _check_remainder(state.solver)
         targets = self._targets(state, batch)
         check_targets(targets, self.reference_solver, self.reference_tolerance)
         return targets
@@ -355,11 +357,7 @@ class AlternatingTrainer(eqx.Module):
         A `ValueError` if the solver has no remainder, the batch does not fit the model,
         or the optimizer's state is of another solver.
         """
-        if state.solver.remainder is None:
-            raise ValueError(
-                "There is no remainder to train: the solver has `remainder=None`. Pass "
-                "`remainder=CorrectionMLP(...)`, or leave the remainder steps out."
-            )
+        _check_remainder(state.solver)
 
         def value_and_grad(trained: Any, both: Any) -> PyTree[Array]:
             (model, solver), (batch, targets) = trained, both
@@ -445,6 +443,14 @@ class AlternatingTrainer(eqx.Module):
         """The root mean square over the whole batch."""
         squared = mean_over_shards(optx.rms_norm(error) ** 2, self.mesh)
         return jnp.sqrt(squared)
+
+
+def _check_remainder(solver: Solver) -> None:
+    if solver.remainder is None:
+        raise ValueError(
+            "There is no remainder to train: the solver has `remainder=None`. Pass "
+            "`remainder=CorrectionMLP(...)`, or leave the remainder steps out."
+        )
 
 
 def _target_specs(targets: Targets) -> PyTree[PartitionSpec]:

@@ -56,7 +56,7 @@ def save_checkpoint(
 
     - `path`: the file, which is replaced if it is there.
     - `state`: any pytree: the arrays and numbers in it are saved. On a mesh of several
-        processes, arrays must be the same in all of them, and one process writes.
+        processes, arrays must be the same in all of them; call this in one.
     - `hyperparameters`: what it takes to make a state of this structure again, as JSON
         knows it: beside the leaves, so that the file can be read without the script
         that wrote it.
