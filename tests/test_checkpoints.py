@@ -104,10 +104,10 @@ def test_pickles_are_refused(tmp_path, monkeypatch):
 
     path = tmp_path / "model.ckpt"
 
-    def write_trap(file, leaf):
+    def write_trap(file, tree):
         np.save(file, np.array([Trap()], object), allow_pickle=True)
 
-    monkeypatch.setattr(eqx, "default_serialise_filter_spec", write_trap)
+    monkeypatch.setattr(eqx, "tree_serialise_leaves", write_trap)
     dsr.save_checkpoint(path, Linear(ROTATION))
     with pytest.raises(dsr.CheckpointError, match="are not plain arrays"):
         dsr.load_checkpoint(path, Linear(ROTATION))

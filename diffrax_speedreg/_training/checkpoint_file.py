@@ -76,7 +76,7 @@ def save_checkpoint(
             "strings, lists and dictionaries, and names in place of functions."
         ) from error
     leaves = io.BytesIO()
-    eqx.tree_serialise_leaves(leaves, state, filter_spec=_write_leaf)
+    eqx.tree_serialise_leaves(leaves, jtu.tree_map(_without_key, state))
     body = line + b"\n" + leaves.getvalue()
     digest = hashlib.sha256(body).hexdigest().encode()
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -124,14 +124,15 @@ def load_checkpoint(path: str | Path, like: _T) -> _T:
             "differ in all. `read_hyperparameters` tells what it was made with."
         )
     try:
-        return eqx.tree_deserialise_leaves(
-            io.BytesIO(content.leaves), like, filter_spec=_read_leaf
+        loaded = eqx.tree_deserialise_leaves(
+            io.BytesIO(content.leaves), jtu.tree_map(_without_key, like)
         )
     except (RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(
             f"The leaves in the checkpoint {path} are not plain arrays: {error}. It "
             "was not written by `save_checkpoint`."
         ) from error
+    return jtu.tree_map(_with_key, like, loaded)
 
 
 def read_hyperparameters(path: str | Path) -> dict[str, Any]:
@@ -211,17 +212,20 @@ def _describe(state: PyTree[Any]) -> list[list[str]]:
     ]
 
 
-def _write_leaf(file: io.BytesIO, leaf: Any) -> None:
-    data = jr.key_data(leaf) if _is_key(leaf) else leaf
-    eqx.default_serialise_filter_spec(file, data)
+def _without_key(leaf: Any) -> Any:
+    """The numbers of a key, which NumPy's format knows; also of a mere shape of one."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jr.key_data, leaf)
+    return jr.key_data(leaf)
 
 
-def _read_leaf(file: io.BytesIO, like: Any) -> Any:
+def _with_key(like: Any, leaf: Any) -> Any:
     if not _is_key(like):
-        return eqx.default_deserialise_filter_spec(file, like)
-    # The key may be a mere shape, of which JAX does not tell the implementation.
-    data = np.load(file, allow_pickle=False)
-    return jr.wrap_key_data(data, impl=jr.key_impl(jnp.zeros((), like.dtype)))
+        return leaf
+    # Of a mere shape, JAX does not tell the implementation.
+    return jr.wrap_key_data(leaf, impl=jr.key_impl(jnp.zeros((), like.dtype)))
 
 
 def _is_key(leaf: Any) -> bool:
