@@ -144,6 +144,28 @@ def test_divergence_writes_the_last_good_state(tmp_path, states):
     assert same_bits(checkpoints.restore(start), caught.value.state)
 
 
+@pytest.mark.parametrize("kind", (KeyboardInterrupt, ZeroDivisionError))
+def test_anything_that_stops_a_training(tmp_path, trainer, states, kind):
+    """Such as Ctrl-C, or a mistake in a callback: the steps made are kept."""
+    start, later = states
+    checkpoints = dsr.Checkpoints(tmp_path)
+
+    def stop(progress):
+        if progress.step == 3:
+            raise kind("here")
+
+    with pytest.raises(kind, match="here"):
+        dsr.fit(
+            trainer,
+            start,
+            make_batches(),
+            until=9,
+            callbacks=[stop],
+            checkpoints=checkpoints,
+        )
+    assert same_bits(checkpoints.restore(start), later)
+
+
 def _truncate(path):
     path.write_bytes(path.read_bytes()[:-7])
 
@@ -263,7 +285,7 @@ def test_full_disk_for_a_while(tmp_path, monkeypatch, trainer, states):
 
     monkeypatch.setattr(os, "fsync", full_twice)
     checkpoints = dsr.Checkpoints(tmp_path, seconds=0.0)
-    with pytest.warns(UserWarning, match="No space left.*Training goes on"):
+    with pytest.warns(UserWarning, match="No space left.*training goes on"):
         dsr.fit(trainer, start, make_batches(), until=3, checkpoints=checkpoints)
     assert same_bits(checkpoints.restore(start), later)
 

@@ -62,8 +62,9 @@ def fit(
     - `callbacks`: called after each dynamics step, and the remainder steps that follow
         it, with a [`diffrax_speedreg.Progress`][]. One of them may be a
         [`diffrax_speedreg.ProgressBar`][].
-    - `checkpoints`: where to write some, at its interval and at the end. One that can't
-        be written is a warning, and tried again, and an error at the end.
+    - `checkpoints`: where to write some, at its interval, at the end, and when anything
+        stops the training, Ctrl-C too. One that can't be written is a warning, and
+        tried again, and an error at the end.
 
     **Returns:**
 
@@ -90,21 +91,23 @@ def fit(
     state = replicate(state, trainer.mesh)
     remainder: RemainderReport | None = None
     validation: Mapping[str, Any] = {}
-    for step in range(first, until + 1):
-        batch = batches(key, step - 1)
-        try:
+    try:
+        for step in range(first, until + 1):
+            batch = batches(key, step - 1)
             state, dynamics, error = _advance(trainer, state, batch, step, cadence)
-        except TrainingDiverged as diverged:
-            diverged.state = state
-            writer.try_to_write(state, step - 1)
-            raise
-        remainder = remainder if error is None else error
-        if validate is not None and (step % validate_every == 0 or step == until):
-            validation = validate(state)
-        for callback in callbacks:
-            callback(Progress(step, state, dynamics, remainder, validation))
-        writer.maybe_write(state, step)
-    writer.write(state, max(first - 1, until))
+            remainder = remainder if error is None else error
+            if validate is not None and (step % validate_every == 0 or step == until):
+                validation = validate(state)
+            for callback in callbacks:
+                callback(Progress(step, state, dynamics, remainder, validation))
+            writer.maybe_write(state)
+    except BaseException as error:
+        # Whatever it is, Ctrl-C too: the steps made so far should not be lost.
+        if isinstance(error, TrainingDiverged):
+            error.state = state
+        writer.try_to_write(state)
+        raise
+    writer.write(state)
     return state
 
 
@@ -157,25 +160,25 @@ class _Writer:
                 "choose another folder."
             )
 
-    def maybe_write(self, state: AlternatingState, step: int) -> None:
+    def maybe_write(self, state: AlternatingState) -> None:
         """Only warns if it can't be done: a long training goes on."""
         if self.checkpoints is None:
             return
         if time.monotonic() - self.last >= self.checkpoints.seconds:
-            self.try_to_write(state, step)
+            self.try_to_write(state)
             self.last = time.monotonic()
 
-    def try_to_write(self, state: AlternatingState, step: int) -> None:
+    def try_to_write(self, state: AlternatingState) -> None:
         try:
-            self.write(state, step)
+            self.write(state)
         except CheckpointError as error:
-            warnings.warn(f"{error} Training goes on.")
+            warnings.warn(f"{error} A training goes on without.")
 
-    def write(self, state: AlternatingState, step: int) -> None:
+    def write(self, state: AlternatingState) -> None:
         if self.checkpoints is None:
             return
         try:
-            self.checkpoints.save(state, step)
+            self.checkpoints.save(state, int(state.step))
         except CheckpointError as error:
             error.state = state
             raise
