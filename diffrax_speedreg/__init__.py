@@ -46,13 +46,7 @@ from ._term import (
     SpeedRegularizedTerm as SpeedRegularizedTerm,
     SpeedState as SpeedState,
 )
-from ._training.alternating import (
-    AlternatingState as AlternatingState,
-    AlternatingTrainer as AlternatingTrainer,
-    DynamicsReport as DynamicsReport,
-    Evaluation as Evaluation,
-    RemainderReport as RemainderReport,
-)
+from ._training.alternating import AlternatingTrainer as AlternatingTrainer
 from ._training.batches import Batches as Batches
 from ._training.checkpoint_file import (
     CheckpointError as CheckpointError,
@@ -82,6 +76,12 @@ from ._training.sharding import (
     data_mesh as data_mesh,
     replicate as replicate,
     shard_batch as shard_batch,
+)
+from ._training.states import (
+    AlternatingState as AlternatingState,
+    DynamicsReport as DynamicsReport,
+    Evaluation as Evaluation,
+    RemainderReport as RemainderReport,
 )
 from ._training.targets import (
     check_targets as check_targets,

@@ -7,18 +7,14 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from .._checks import check_positive_integer
-from .alternating import (
-    AlternatingState,
-    AlternatingTrainer,
-    DynamicsReport,
-    RemainderReport,
-)
+from .alternating import AlternatingTrainer
 from .batches import describe_non_finite
 from .checkpoint_file import CheckpointError
 from .checkpoints import Checkpoints
 from .divergence import check_finite, REMEDY, solving, TrainingDiverged
 from .progress import Callback, Progress
 from .sharding import replicate, shard_batch
+from .states import AlternatingState, DynamicsReport, RemainderReport
 
 
 class _Cadence(NamedTuple):

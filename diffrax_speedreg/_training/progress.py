@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 
-from .alternating import AlternatingState, DynamicsReport, RemainderReport
+from .states import AlternatingState, DynamicsReport, RemainderReport
 
 
 class Progress(eqx.Module):
