@@ -1,8 +1,13 @@
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import Array, Inexact, PyTree
+
+
+# How the entries of an error or a remainder are averaged.
+Mean: TypeAlias = Literal["absolute", "square"]
 
 
 def real_dtype(tree: PyTree[Array]) -> jnp.dtype:

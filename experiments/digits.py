@@ -32,7 +32,7 @@ SOLVER = dfx.Dopri5()
 TOLERANCE = 1e-6
 MAX_STEPS = 64
 TAYLOR_STEPS = 2
-MIDPOINT_EVERY = 10
+REMAINDER_EVERY = 10
 BATCH_SIZE = 128
 PIXELS, CLASSES, WIDTH = 64, 10, 100
 
@@ -81,9 +81,7 @@ def solve(model: Classifier, batch: Batch) -> dfx.Solution:
 def cross_entropy(
     model: Classifier, y1: Float[Array, "batch pixels"], batch: Batch
 ) -> Float[Array, ""]:
-    return optax.softmax_cross_entropy_with_integer_labels(
-        model.logits(y1), batch.labels
-    ).mean()
+    return dsr.cross_entropy(model.logits(y1), batch.labels)
 
 
 def plain_loss(model: Classifier, batch: Batch) -> Float[Array, ""]:
@@ -141,12 +139,15 @@ def train_alternating(
         solver_optimizer=optax.adam(1e-3),
         penalty=1.0,
     )
+    # The other methods get them one by one, in the same order.
+    listed = list(batches)
     state = dsr.fit(
         trainer,
-        trainer.init(model, solver),
-        batches,
-        midpoint_every=MIDPOINT_EVERY,
-        callback=lambda state, loss: record(state.model, loss),
+        trainer.init(model, solver, key=jr.key(0)),
+        lambda key, step: listed[step],
+        until=len(listed),
+        remainder_every=REMAINDER_EVERY,
+        callbacks=[lambda p: record(p.state.model, float(p.dynamics.terms.loss))],
     )
     return state.model, state.solver
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree, Real
 
 from .._checks import check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
-from .._misc import mean_square, real_dtype
+from .._misc import mean_absolute, mean_square, real_dtype
 from .correction import AbstractCorrection
 from .field import corrected, step_field
 from .interpolation import TaylorInterpolation
@@ -24,10 +24,13 @@ class HyperState(eqx.Module):
     - `inner`: the wrapped solver's state.
     - `penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert^2$, the mean square of the
         entries of what the steps were corrected by, summed over the steps so far.
+    - `absolute_penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert_1$, their mean absolute
+        value.
     """
 
     inner: PyTree[Any]
     penalty: Real[Array, ""]
+    absolute_penalty: Real[Array, ""]
 
 
 class HyperSolver(dfx.AbstractSolver[HyperState]):
@@ -75,7 +78,8 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
     ) -> HyperState:
         check_time_driven(terms)
         inner = self.solver.init(terms, t0, t1, y0, args)
-        return HyperState(inner, jnp.zeros((), real_dtype(y0)))
+        nothing = jnp.zeros((), real_dtype(y0))
+        return HyperState(inner, nothing, nothing)
 
     def step(
         self,
@@ -103,7 +107,11 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
             lambda c: c * size.astype(jnp.finfo(c.dtype).dtype), correction
         )
         y1 = (uncorrected**ω + residual**ω).ω
-        state = HyperState(inner, solver_state.penalty + mean_square(residual))
+        state = HyperState(
+            inner,
+            solver_state.penalty + mean_square(residual),
+            solver_state.absolute_penalty + mean_absolute(residual),
+        )
         dense_info = dict(coefficients=_hermite(y0, y1, dy, field(t1, y1)[0]))
         return y1, None, dense_info, state, result
 
