@@ -32,8 +32,8 @@ SIZES = {"mnist": Size(784, 100), "digits": Size(64, 100)}
 
 
 class Batch(NamedTuple):
-    images: Float[Array, "batch pixels"]
-    labels: Int[Array, " batch"]
+    images: Float[Array | np.ndarray, "batch pixels"]
+    labels: Int[Array | np.ndarray, " batch"]
 
 
 class Field(eqx.Module):

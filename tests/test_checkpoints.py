@@ -40,6 +40,7 @@ def _names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
+@pytest.mark.thorough
 def test_killed_at_any_moment(tmp_path):
     """A process, by SIGKILL; it ends with the bits of an undisturbed one."""
     command = [sys.executable, "-m", "tests.train_linear"]

@@ -131,6 +131,7 @@ def test_number_of_devices(number):
         dsr.data_mesh(number)
 
 
+@pytest.mark.thorough
 def test_two_processes(tmp_path):
     """By the script of the docs: as one process with one device does."""
     with socket.socket() as free:
