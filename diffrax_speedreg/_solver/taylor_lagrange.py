@@ -221,13 +221,16 @@ def _step_speed(
     nodes, weights = np.polynomial.legendre.leggauss(len(factors))
     dtype = real_dtype(coefficients[0])
     h, total = jnp.asarray(h, dtype), jnp.zeros((), dtype)
+    # Under `jax.vmap`, samples that have finished wait for the others in steps of size
+    # zero. Diffrax discards those, but 0 / 0 would still be in the gradient.
+    divisor = jnp.where(h == 0, 1, h) ** order
     for node, weight in zip((nodes + 1) / 2, weights / 2):
         terms = [
             (float(factor * node**i) * c**ω).ω
             for i, (factor, c) in enumerate(zip(factors, coefficients[order:]))
         ]
         # Divided before it is squared, lest a small step underflow.
-        derivative = jtu.tree_map(lambda x: x / (h**order).astype(x.dtype), _sum(terms))
+        derivative = jtu.tree_map(lambda x: x / divisor.astype(x.dtype), _sum(terms))
         total += float(weight) * mean_square(derivative)
     return total * jnp.abs(h)
 
