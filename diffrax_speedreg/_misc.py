@@ -24,7 +24,13 @@ def mean_absolute(tree: PyTree[Array]) -> Inexact[Array, ""]:
 def _mean(
     tree: PyTree[Array], function: Callable[[Array], Array]
 ) -> Inexact[Array, ""]:
-    dtype = real_dtype(tree)
-    leaves = jtu.tree_leaves(tree)
+    leaves = [_at_least_single(leaf) for leaf in jtu.tree_leaves(tree)]
+    dtype = real_dtype(leaves)
     sums = [jnp.sum(function(leaf)).astype(dtype) for leaf in leaves]
-    return jnp.sum(jnp.stack(sums)) / sum(leaf.size for leaf in leaves)
+    mean = jnp.sum(jnp.stack(sums)) / sum(leaf.size for leaf in leaves)
+    return mean.astype(real_dtype(tree))
+
+
+def _at_least_single(x: Array) -> Array:
+    """A mean may be in the range of a half precision where squares and sums are not."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -67,6 +67,15 @@ def test_jacobian_norm_of_complex_states(function):
     assert tree_allclose(jnp.mean(samples), expected, rtol=0.0, atol=1e-6)
 
 
+def test_half_precision_does_not_overflow():
+    """Neither in a sum, nor in a square, if the mean itself does not."""
+    y = jnp.full((300,), 30.0, jnp.float16).at[0].set(300.0)
+    term = dfx.ODETerm(lambda t, y, args: -y)
+    _, value = dsr.Speed(1).evaluate(term, jnp.zeros((), y.dtype), y, None)
+    expected = jnp.mean(y.astype(jnp.float32) ** 2).astype(y.dtype)
+    assert tree_allclose(value, expected, rtol=2e-3, atol=0.0)
+
+
 def test_weighted_sum(y):
     noise = dsr.JacobianNorm.draw(jr.key(0), y)
     regularizer = 2 * dsr.Speed(1) + noise * 0.5 + dsr.Speed(3)
