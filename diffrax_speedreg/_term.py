@@ -92,6 +92,11 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         regularizer: AbstractRegularizer | None = None,
     ):
         check_time_driven(term)
+        if not isinstance(regularizer, AbstractRegularizer | None):
+            raise ValueError(
+                "`regularizer` must be an `AbstractRegularizer`, such as `Speed(3)`, "
+                f"or `None`, but got {regularizer!r}."
+            )
         self.term = term
         self.regularizer = Speed(order) if regularizer is None else regularizer
 
@@ -172,8 +177,8 @@ SpeedRegularizedTerm.__init__.__doc__ = """**Arguments:**
     [`diffrax_speedreg.AbstractRegularizer`][], such as
     `Speed(1) + 0.1 * JacobianNorm.draw(key, y0)`.
 
-A `ValueError` is raised for an order that is not a positive integer, and for a term
-that is driven by something other than time.
+A `ValueError` is raised for an order that is not a positive integer, for a term that is
+driven by something other than time, and for anything but a regularizer.
 """
 
 

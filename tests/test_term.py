@@ -205,6 +205,11 @@ def test_bad_order(order, without_type_checks):
         dsr.SpeedRegularizedTerm(_decay, order)
 
 
+def test_bad_regularizer(without_type_checks):
+    with pytest.raises(ValueError, match="must be an `AbstractRegularizer`.*got 3"):
+        dsr.SpeedRegularizedTerm(_decay, regularizer=3)
+
+
 def test_controlled_term():
     path = dfx.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
     term = dfx.ControlTerm(lambda t, y, args: y, path)

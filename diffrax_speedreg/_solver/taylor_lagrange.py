@@ -113,6 +113,12 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
                 "`remainder` must be an `AbstractCorrection`, such as "
                 f"`CorrectionMLP`, or `None`, but got {remainder!r}."
             )
+        if not isinstance(speed, Speed | None):
+            raise ValueError(
+                f"`speed` must be a `Speed`, such as `Speed({order})`, or `None`, but "
+                f"got {speed!r}. Integrate other regularizers by a `Quadrature` after "
+                "the solve, or by a `SpeedRegularizedTerm`."
+            )
         if speed is not None and speed.order > order:
             raise ValueError(
                 f"The expansion in a solver of order {order} has no derivative of "
