@@ -20,8 +20,8 @@ def nfe(
 
     Where steps end at jumps that a controller was told of (`jump_ts` of
     `diffrax.ClipStepSizeController`), a first-same-as-last method (and
-    `ReversibleHeun`) evaluates again, in each attempt at the step that follows. Solutions do not tell, and these evaluations
-    are not counted.
+    `ReversibleHeun`) evaluates again, in each attempt at the step that follows.
+    Solutions do not tell, and these evaluations are not counted.
 
     **Arguments:**
 
