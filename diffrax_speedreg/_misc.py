@@ -21,6 +21,19 @@ def mean_absolute(tree: PyTree[Array]) -> Inexact[Array, ""]:
     return _mean(tree, jnp.abs)
 
 
+def nan_as(
+    values: Inexact[Array, "*axes"], tree: PyTree[Array]
+) -> Inexact[Array, "*axes"]:
+    """The values, but NaN where one of the leaves, which have the same leading axes,
+    is: higher derivatives of what is not a number may be zero."""
+
+    def is_nan(leaf: Array) -> Array:
+        return jnp.any(jnp.isnan(leaf), axis=tuple(range(values.ndim, leaf.ndim)))
+
+    invalid = jnp.stack([is_nan(leaf) for leaf in jtu.tree_leaves(tree)]).any(axis=0)
+    return jnp.where(invalid, jnp.asarray(jnp.nan, values.dtype), values)
+
+
 def _mean(
     tree: PyTree[Array], function: Callable[[Array], Array]
 ) -> Inexact[Array, ""]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from ._checks import as_state, check_time_driven
 from ._custom_types import Args, Control, RealScalarLike, VF, Y
-from ._misc import real_dtype
+from ._misc import nan_as, real_dtype
 from ._regularizers import AbstractRegularizer, Speed
 
 
@@ -129,10 +129,10 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
 
         The states of the wrapped term, and the regularizer up to each, nonnegative, in
         the units of the squared state divided by those of time to the power
-        `2 * order - 1`.
+        `2 * order - 1`. It is NaN where the state is.
         """
         _check_augmented(ys)
-        return ys.y, jnp.abs(jnp.real(ys.signed_speed))
+        return ys.y, nan_as(jnp.abs(jnp.real(ys.signed_speed)), ys.y)
 
     @staticmethod
     def norm(state: SpeedState | PyTree[Array]) -> Array:

@@ -135,6 +135,33 @@ def test_gradient_where_samples_need_more_steps_than_others(adjoint):
     assert tree_allclose(list(batched), expected, rtol=1e-10, atol=0.0)
 
 
+def test_nan_in_the_field():
+    """Also if it is a constant, whose derivatives are zero."""
+
+    def field(t, y, args):
+        return jnp.where(t > 0.5, jnp.nan, jnp.ones_like(y))
+
+    term = dsr.SpeedRegularizedTerm(dfx.ODETerm(field), 3)
+    saveat = dfx.SaveAt(ts=jnp.array([0.4, 1.0]))
+    solution = dfx.diffeqsolve(
+        term, dfx.Tsit5(), 0.0, 1.0, 0.2, term.init(_y0), saveat=saveat, throw=False
+    )
+    _, speeds = term.split(solution.ys)
+    assert list(jnp.isnan(speeds)) == [False, True]
+
+    free = dfx.diffeqsolve(
+        term.term,
+        dsr.TaylorLagrangeSolver(3, speed=dsr.Speed(3)),
+        0.0,
+        1.0,
+        0.2,
+        _y0,
+        saveat=dfx.SaveAt(t1=True, solver_state=True),
+        throw=False,
+    )
+    assert jnp.isnan(dsr.solver_state(free).speed)
+
+
 def test_all_in_float32():
     arguments = [x.astype(jnp.float32) for x in (_matrix, _y0)]
     times = jnp.float32(0.2), jnp.float32(1.4)

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree, Real
 
 from .._checks import check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
-from .._misc import mean_absolute, mean_square, real_dtype
+from .._misc import mean_absolute, mean_square, nan_as, real_dtype
 from .._regularizers import Speed
 from .._solution import SolutionSeries
 from .correction import AbstractCorrection
@@ -190,6 +190,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         speed = solver_state.speed
         if self.speed is not None and speed is not None:
             speed = speed + _step_speed(coefficients, t1 - t0, self.speed.order)
+            speed = nan_as(speed, y1)
         state = TaylorLagrangeState(penalty, absolute, speed)
         return y1, y_error, dict(coefficients=stacked), state, dfx.RESULTS.successful
 
