@@ -293,6 +293,11 @@ def test_bad_remainder(without_type_checks):
         dsr.TaylorLagrangeSolver(2, "mlp")
 
 
+def test_bad_speed(without_type_checks):
+    with pytest.raises(ValueError, match="must be a `Speed`.*WeightedSum"):
+        dsr.TaylorLagrangeSolver(2, speed=0.1 * dsr.Speed(1))
+
+
 @pytest.mark.filterwarnings("ignore:.*not marked as converging")
 def test_stochastic_term():
     path = dfx.VirtualBrownianTree(0.0, 1.0, 1e-3, (), jr.key(0))
