@@ -158,8 +158,6 @@ def _riccati(slope: Callable[[Array], Array], *, linear: bool) -> MakeRecurrence
         du = derivative(u)
 
         def recurrence(order: int) -> Sequence[Coefficient]:
-            if order == 0:
-                return operation.bind(u.array(0))
             product = cauchy_product(jnp.multiply, g, du, order - 1)
             return [scale(product, 1 / order)]
 
