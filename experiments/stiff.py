@@ -152,14 +152,18 @@ def best_elementwise(
 def trained(
     order: int, step: float, updates: int, seed: int
 ) -> dsr.TaylorLagrangeSolver:
-    """From a constant midpoint that starts at zero, by the errors of one step."""
+    """From a constant midpoint that starts at zero, by the errors of one step.
+
+    The loss is a mean absolute error, which has a kink at its minimum: signs of
+    gradients, and steps that become smaller, find it to more digits than Adam does.
+    """
     keys = jr.split(jr.key(seed), updates)
     solver, _ = dsr.fit_solver(
         dsr.TaylorLagrangeSolver(order, dsr.ConstantCorrection(2)),
         problem(step, initial_states(keys[0])),
         (initial_states(key) for key in keys),
         num_steps=1,
-        optimizer=optax.adam(optax.exponential_decay(0.1, updates, 1e-12)),
+        optimizer=optax.sign_sgd(optax.exponential_decay(0.1, updates, 1e-12)),
         reference_tolerance=1e-13,
     )
     assert isinstance(solver, dsr.TaylorLagrangeSolver)
@@ -200,7 +204,7 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--seed", type=report.seed, default=0, help="decides everything")
-    add("--updates", type=report.positive(int), default=1000, help="of the training")
+    add("--updates", type=report.positive(int), default=600, help="of the training")
     add(
         "--output",
         type=report.writable_folder,

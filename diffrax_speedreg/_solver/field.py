@@ -48,5 +48,6 @@ def corrected(
     backward = jtu.tree_leaves(control)[0] < 0
     direction = jnp.where(backward, -1, 1).astype(jnp.result_type(t0))
     value = correction(direction * t0, direction * (t1 - t0), y0, dy, args)
+    value = jtu.tree_map(jnp.asarray, value)
     check_like_state(value, y0, "The correction", dtypes=False)
-    return jtu.tree_map(lambda c, y: jnp.asarray(c, y.dtype), value, y0)
+    return jtu.tree_map(lambda c, y: c.astype(y.dtype), value, y0)

@@ -10,7 +10,7 @@ import numpy as np
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_positive_integer, check_time_driven
+from .._checks import check_not_backsolve, check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import mean_absolute, mean_square, real_dtype
 from .._regularizers import Speed
@@ -148,6 +148,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     ) -> TaylorLagrangeState:
         del t0, t1, args
         check_time_driven(terms)
+        if self.remainder is not None:
+            check_not_backsolve(y0)
         nothing = jnp.zeros((), real_dtype(y0))
         speed = None if self.speed is None else nothing
         return TaylorLagrangeState(nothing, nothing, speed)

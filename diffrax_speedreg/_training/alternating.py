@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Inexact, Int, PyTree
 
-from .._checks import check_positive_integer
+from .._checks import check_positive_integer, check_solver
 from .._problem import final_state, InitialValueProblem, solve_adaptive
 from .._solver.hypersolver import HyperSolver
 from .._solver.taylor_lagrange import TaylorLagrangeSolver
@@ -91,6 +91,7 @@ class AlternatingTrainer(eqx.Module):
 
         The state, with fresh optimizer states.
         """
+        check_solver(solver)
         return AlternatingState(
             model,
             solver,
