@@ -344,6 +344,19 @@ def test_bad_order(order, without_type_checks):
         dsr.TaylorLagrangeSolver(order)
 
 
+def test_bad_speed(without_type_checks):
+    with pytest.raises(ValueError, match=r"`speed` must be a `Speed`, such.*got 3\."):
+        dsr.TaylorLagrangeSolver(3, speed=3)
+
+
+@pytest.mark.parametrize("midpoint", (True, False))
+def test_complex_field_of_a_real_state(midpoint):
+    term = dfx.ODETerm(lambda t, y, args: y.astype(complex) * 1j)
+    solver = dsr.TaylorLagrangeSolver(2, _fresh_midpoint() if midpoint else None)
+    with pytest.raises(ValueError, match=r"The vector field must.*c128\[2\].*f64\[2\]"):
+        dsr.solve_fixed(dsr.InitialValueProblem(term, _y0), solver, 2)
+
+
 def test_bad_remainder(without_type_checks):
     with pytest.raises(ValueError, match="must be an `AbstractCorrection`.*'mlp'"):
         dsr.TaylorLagrangeSolver(2, "mlp")

@@ -28,10 +28,19 @@ def step_field(terms: dfx.AbstractTerm, control: PyTree, args: Args) -> StepFiel
 
     def field(t: RealScalarLike, y: PyTree[Array]) -> tuple[PyTree[Array], None]:
         dy = terms.vf_prod(t, y, args, control)
-        # Where time has a higher precision than the state.
-        return jtu.tree_map(lambda a, b: a.astype(b.dtype), dy, y), None
+        return jtu.tree_map(_with_precision_of, y, dy), None
 
     return field
+
+
+def _with_precision_of(state: Array, dy: Array) -> Array:
+    """Where time has a higher precision than the state.
+
+    Complex numbers are left for the check of the field: no real part is as good.
+    """
+    if jnp.iscomplexobj(dy) and not jnp.iscomplexobj(state):
+        return dy
+    return dy.astype(state.dtype)
 
 
 def corrected(

@@ -100,7 +100,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         """**Arguments:**
 
         - `order`: $p$, the degree of the Taylor polynomial, at least 1. (The order of
-            convergence is one more with a midpoint.)
+            convergence is one more with a midpoint.) The time to compile grows by at
+            least its square; beyond 20 or so it is rarely worth that.
         - `remainder`: where to take the remainder: a
             [`diffrax_speedreg.AbstractCorrection`][], or `None` for a truncated Taylor
             method.
@@ -112,6 +113,11 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
             raise ValueError(
                 "`remainder` must be an `AbstractCorrection`, such as "
                 f"`CorrectionMLP`, or `None`, but got {remainder!r}."
+            )
+        if not isinstance(speed, Speed | None):
+            raise ValueError(
+                f"`speed` must be a `Speed`, such as `Speed({order})`, or `None`, but "
+                f"got {speed!r}."
             )
         if speed is not None and speed.order > order:
             raise ValueError(
