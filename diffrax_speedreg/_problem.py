@@ -10,7 +10,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._checks import as_state, check_positive_integer
+from ._checks import as_state, check_positive_integer, check_solver
 from ._custom_types import Args, RealScalarLike, Y
 from ._misc import real_dtype
 
@@ -146,6 +146,7 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
 def _solve(
     problem: InitialValueProblem, solver: dfx.AbstractSolver, **options: Any
 ) -> dfx.Solution:
+    check_solver(solver)
     return dfx.diffeqsolve(
         problem.term,
         solver,

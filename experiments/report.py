@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -101,15 +101,12 @@ def write(
     name: str, results: Sequence[Result], caption: str, options: argparse.Namespace
 ) -> None:
     """Prints the table, and writes it with the picture and the figures behind it."""
-    table = f"{_table(results)}\n\n{caption}\n"
+    text = f"{_table(results)}\n\n{caption}\n"
     picture = options.output / f"{name}.png"
     _draw(results, picture)
-    (options.output / f"{name}.md").write_text(table)
-    record = dict(
-        options={k: str(v) for k, v in vars(options).items() if k != "output"},
+    (options.output / f"{name}.md").write_text(text)
+    record = circumstances(options) | dict(
         caption=caption,
-        versions=_versions(),
-        hardware=dict(cores=os.cpu_count(), backend=jax.default_backend()),
         results=[
             {k: v for k, v in result._asdict().items() if k != "trajectory"}
             for result in results
@@ -117,7 +114,16 @@ def write(
     )
     figures = options.output / f"{name}.json"
     figures.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"\n{table}\nPicture: {picture}\nFigures: {figures}")
+    print(f"\n{text}\nPicture: {picture}\nFigures: {figures}")
+
+
+def circumstances(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What a result file says about how its figures came about."""
+    return dict(
+        options={k: str(v) for k, v in vars(options).items() if k != "output"},
+        versions=_versions(),
+        hardware=dict(cores=os.cpu_count(), backend=jax.default_backend()),
+    )
 
 
 def _table(results: Sequence[Result]) -> str:
@@ -133,6 +139,12 @@ def _table(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown; the first row is the header."""
+    rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(

@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_time_driven
+from .._checks import check_not_backsolve, check_solver, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import mean_absolute, mean_square, real_dtype
 from .correction import AbstractCorrection
@@ -60,6 +60,9 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
     solver: dfx.AbstractSolver
     remainder: AbstractCorrection
 
+    def __check_init__(self):
+        check_solver(self.solver)
+
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., TaylorInterpolation]] = (
         TaylorInterpolation
@@ -77,6 +80,7 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
         args: Args,
     ) -> HyperState:
         check_time_driven(terms)
+        check_not_backsolve(y0)
         inner = self.solver.init(terms, t0, t1, y0, args)
         nothing = jnp.zeros((), real_dtype(y0))
         return HyperState(inner, nothing, nothing)

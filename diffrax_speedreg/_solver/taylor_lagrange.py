@@ -10,7 +10,7 @@ import numpy as np
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_positive_integer, check_time_driven
+from .._checks import check_not_backsolve, check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import mean_absolute, mean_square, nan_as, real_dtype
 from .._regularizers import Speed
@@ -100,7 +100,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         """**Arguments:**
 
         - `order`: $p$, the degree of the Taylor polynomial, at least 1. (The order of
-            convergence is one more with a midpoint.)
+            convergence is one more with a midpoint.) The time to compile grows by at
+            least its square; beyond 20 or so it is rarely worth that.
         - `remainder`: where to take the remainder: a
             [`diffrax_speedreg.AbstractCorrection`][], or `None` for a truncated Taylor
             method.
@@ -154,6 +155,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     ) -> TaylorLagrangeState:
         del t0, t1, args
         check_time_driven(terms)
+        if self.remainder is not None:
+            check_not_backsolve(y0)
         nothing = jnp.zeros((), real_dtype(y0))
         speed = None if self.speed is None else nothing
         return TaylorLagrangeState(nothing, nothing, speed)

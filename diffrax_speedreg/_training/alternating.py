@@ -11,7 +11,7 @@ from equinox.internal import ω
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Inexact, Int, Key, PyTree
 
-from .._checks import check_positive_integer
+from .._checks import check_positive_integer, check_solver
 from .._custom_types import RealScalarLike
 from .._misc import Mean, mean_absolute
 from .._nfe import nfe
@@ -157,6 +157,7 @@ class AlternatingTrainer(eqx.Module):
 
         The state, with fresh optimizer states.
         """
+        check_solver(solver)
         return AlternatingState(
             model,
             solver,
