@@ -14,6 +14,7 @@ benchmarks: .venv/benchmarks .venv/experiments
 	$(BIN)/python -m benchmarks.taylor
 	$(BIN)/python -m benchmarks.regularization
 	$(BIN)/python -m benchmarks.solver
+	$(BIN)/python -m benchmarks.training
 
 test: .venv/experiments .venv/tests
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -46,20 +46,48 @@ from ._term import (
     SpeedRegularizedTerm as SpeedRegularizedTerm,
     SpeedState as SpeedState,
 )
-from ._training.alternating import (
-    AlternatingState as AlternatingState,
-    AlternatingTrainer as AlternatingTrainer,
-    fit as fit,
+from ._training.alternating import AlternatingTrainer as AlternatingTrainer
+from ._training.batches import Batches as Batches
+from ._training.checkpoint_file import (
+    CheckpointError as CheckpointError,
+    load_checkpoint as load_checkpoint,
+    read_hyperparameters as read_hyperparameters,
+    save_checkpoint as save_checkpoint,
 )
+from ._training.checkpoints import Checkpoints as Checkpoints
 from ._training.divergence import (
     check_finite as check_finite,
     solving as solving,
     TrainingDiverged as TrainingDiverged,
 )
+from ._training.fitting import fit as fit
 from ._training.known import fit_solver as fit_solver
 from ._training.losses import (
+    cross_entropy as cross_entropy,
     dynamics_loss as dynamics_loss,
-    midpoint_loss as midpoint_loss,
+    DynamicsTerms as DynamicsTerms,
+    remainder_loss as remainder_loss,
+)
+from ._training.progress import (
+    Progress as Progress,
+    ProgressBar as ProgressBar,
+)
+from ._training.sharding import (
+    data_mesh as data_mesh,
+    replicate as replicate,
+    shard_batch as shard_batch,
+)
+from ._training.states import (
+    AlternatingState as AlternatingState,
+    DynamicsReport as DynamicsReport,
+    Evaluation as Evaluation,
+    RemainderReport as RemainderReport,
+)
+from ._training.targets import (
+    check_targets as check_targets,
+    reference_targets as reference_targets,
+    ReferenceFailed as ReferenceFailed,
+    Targets as Targets,
 )
 
 

@@ -50,7 +50,10 @@ def as_state(y: PyTree[Any]) -> PyTree[Array]:
 def check_like_state(
     tree: PyTree[Any], y: PyTree[Array], name: str, *, dtypes: bool = True
 ) -> None:
-    """Checks that something has the structure and shapes of the state."""
+    """Checks that something has the structure and shapes of the state.
+
+    And its dtypes: or else at least no complex numbers where the state is real.
+    """
     structure, expected = jtu.tree_structure(tree), jtu.tree_structure(y)
     if structure != expected:
         raise ValueError(
@@ -59,9 +62,12 @@ def check_like_state(
         )
 
     def check(path: Any, leaf: Any, state: Array) -> None:
-        same_dtype = leaf.dtype == state.dtype or not dtypes
+        if dtypes:
+            same_dtype = leaf.dtype == state.dtype
+        else:
+            same_dtype = jnp.iscomplexobj(state) or not jnp.iscomplexobj(leaf)
         if leaf.shape != state.shape or not same_dtype:
-            wanted = "shapes and dtypes" if dtypes else "shapes"
+            wanted = "shapes and dtypes" if dtypes or not same_dtype else "shapes"
             raise ValueError(
                 f"{name} must return arrays of the {wanted} of the state. At "
                 f"`y{jtu.keystr(path)}` it returned {_short(leaf)}, but the state is "
@@ -69,6 +75,34 @@ def check_like_state(
             )
 
     jtu.tree_map_with_path(check, tree, y)
+
+
+def check_solver(solver: Any) -> None:
+    """Checks that a solver is one, and not its class."""
+    if isinstance(solver, type):
+        raise ValueError(
+            f"`solver` must be an instance of a Diffrax solver, but got the class "
+            f"`{solver.__name__}`. Call it: `{solver.__name__}(...)`."
+        )
+    if not isinstance(solver, dfx.AbstractSolver):
+        raise ValueError(
+            "`solver` must be a Diffrax solver, such as `diffrax.Tsit5()`, but got "
+            f"{solver!r}."
+        )
+
+
+def check_not_backsolve(y0: PyTree[Any]) -> None:
+    """Checks that a solve is not the one that `BacksolveAdjoint` makes backwards.
+
+    Its state holds the state, the adjoints of this, and those of the term.
+    """
+    is_term = lambda x: isinstance(x, dfx.AbstractTerm)
+    if any(map(is_term, jtu.tree_leaves(y0, is_leaf=is_term))):
+        raise ValueError(
+            "A solver with a correction has learned the equation's own states, and "
+            "`diffrax.BacksolveAdjoint` solves for larger ones. Use another adjoint, "
+            "such as `diffrax.RecursiveCheckpointAdjoint()`; or no correction."
+        )
 
 
 def check_time_driven(term: Any) -> None:

@@ -18,6 +18,11 @@ def nfe(
     [`diffrax_speedreg.TaylorLagrangeSolver`][], the number of Taylor coefficients
     computed, each of which costs about one evaluation.
 
+    Where steps end at jumps that a controller was told of (`jump_ts` of
+    `diffrax.ClipStepSizeController`), a first-same-as-last method (and
+    `ReversibleHeun`) evaluates again, in each attempt at the step that follows.
+    Solutions do not tell, and these evaluations are not counted.
+
     **Arguments:**
 
     - `solver`: the solver: an explicit one of Diffrax's (`Tsit5`, `Dopri5`, `Dopri8`,

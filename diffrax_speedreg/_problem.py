@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._checks import as_state, check_positive_integer
+from ._checks import as_state, check_positive_integer, check_solver
 from ._custom_types import Args, RealScalarLike, Y
 from ._misc import real_dtype
 
@@ -74,6 +74,8 @@ def solve_adaptive(
     *,
     norm: Callable[[PyTree[Array]], RealScalarLike] = optx.rms_norm,
     max_steps: int | None = 4096,
+    stop_at: Float[ArrayLike, " stops"] | None = None,
+    throw: bool = True,
 ) -> dfx.Solution:
     """Solves a problem with adaptive steps.
 
@@ -85,21 +87,30 @@ def solve_adaptive(
     - `norm`: of the error, as for `diffrax.PIDController`.
     - `max_steps`: as for `diffrax.diffeqsolve`. For gradients, a number not far above
         what the solve needs is fastest.
+    - `stop_at`: times at which a step ends and the state is saved, in the order in
+        which the solve comes to them: from `t0` on, and before `t1`.
+    - `throw`: whether a solve that fails is an error, as for `diffrax.diffeqsolve`.
 
     **Returns:**
 
-    The solution, with the final state in `ys` (whose leaves have a first axis of size
-    1).
+    The solution, with the state at the times `stop_at`, and then the final one, in `ys`
+    (whose leaves have a first axis for these).
     """
     if isinstance(tolerance, int | float) and not tolerance > 0:
         raise ValueError(f"`tolerance` must be positive, but got {tolerance!r}.")
+    problem = _with_dtypes(problem)
+    controller = dfx.PIDController(rtol=tolerance, atol=tolerance, norm=norm)
+    if stop_at is not None:
+        # Interpolated states would be less accurate than the steps' ends.
+        stop_at = jnp.asarray(stop_at, jnp.result_type(problem.t0))
+        controller = dfx.ClipStepSizeController(controller, step_ts=stop_at)
     return _solve(
-        _with_dtypes(problem),
+        problem,
         solver,
-        stepsize_controller=dfx.PIDController(
-            rtol=tolerance, atol=tolerance, norm=norm
-        ),
+        saveat=dfx.SaveAt(t1=True, ts=stop_at),
+        stepsize_controller=controller,
         max_steps=max_steps,
+        throw=throw,
     )
 
 
@@ -135,6 +146,7 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
 def _solve(
     problem: InitialValueProblem, solver: dfx.AbstractSolver, **options: Any
 ) -> dfx.Solution:
+    check_solver(solver)
     return dfx.diffeqsolve(
         problem.term,
         solver,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 from equinox.internal import ω
+from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree, Real
 
 from ._checks import as_state, check_like_state, check_positive_integer
@@ -108,7 +109,10 @@ class JacobianNorm(AbstractRegularizer):
     **Arguments:**
 
     - `noise`: $\epsilon$: a pytree like the state, whose entries are independent, of
-        mean 0 and variance 1.
+        mean 0 and variance 1. Those of complex leaves have independent real and
+        imaginary parts of variance 1/2, which counts half the squared norm of the
+        Jacobian with respect to both parts: for a holomorphic field, that of its
+        complex Jacobian.
 
     **Cost:** an evaluation costs about three of the vector field's.
 
@@ -137,9 +141,7 @@ class JacobianNorm(AbstractRegularizer):
         """
         leaves, structure = jtu.tree_flatten(as_state(y0))
         keys = jr.split(key, len(leaves))
-        noise = [
-            jr.rademacher(k, x.shape).astype(x.dtype) for k, x in zip(keys, leaves)
-        ]
+        noise = [_signs(k, x) for k, x in zip(keys, leaves)]
         return cls(jtu.tree_unflatten(structure, noise))
 
     def evaluate(
@@ -150,6 +152,15 @@ class JacobianNorm(AbstractRegularizer):
         _, pullback, vf = jax.vjp(lambda y: field(t, y), y, has_aux=True)
         (product,) = pullback(self.noise)
         return vf, mean_square(product)
+
+
+def _signs(key: PRNGKeyArray, like: Array) -> Array:
+    """Random signs; of both parts of a complex number, for the modulus 1."""
+    if not jnp.iscomplexobj(like):
+        return jr.rademacher(key, like.shape).astype(like.dtype)
+    dtype = jnp.finfo(like.dtype).dtype
+    real, imag = jr.rademacher(key, (2, *like.shape)).astype(dtype)
+    return lax.complex(real, imag) / math.sqrt(2)
 
 
 class WeightedSum(AbstractRegularizer):

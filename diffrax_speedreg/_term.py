@@ -9,7 +9,7 @@ from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from ._checks import as_state, check_time_driven
 from ._custom_types import Args, Control, RealScalarLike, VF, Y
-from ._misc import real_dtype
+from ._misc import nan_as, real_dtype
 from ._regularizers import AbstractRegularizer, Speed
 
 
@@ -92,6 +92,11 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         regularizer: AbstractRegularizer | None = None,
     ):
         check_time_driven(term)
+        if not isinstance(regularizer, AbstractRegularizer | None):
+            raise ValueError(
+                "`regularizer` must be an `AbstractRegularizer`, such as `Speed(3)`, "
+                f"or `None`, but got {regularizer!r}."
+            )
         self.term = term
         self.regularizer = Speed(order) if regularizer is None else regularizer
 
@@ -124,10 +129,10 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
 
         The states of the wrapped term, and the regularizer up to each, nonnegative, in
         the units of the squared state divided by those of time to the power
-        `2 * order - 1`.
+        `2 * order - 1`. It is NaN where the state is.
         """
         _check_augmented(ys)
-        return ys.y, jnp.abs(jnp.real(ys.signed_speed))
+        return ys.y, nan_as(jnp.abs(jnp.real(ys.signed_speed)), ys.y)
 
     @staticmethod
     def norm(state: SpeedState | PyTree[Array]) -> Array:
@@ -172,8 +177,8 @@ SpeedRegularizedTerm.__init__.__doc__ = """**Arguments:**
     [`diffrax_speedreg.AbstractRegularizer`][], such as
     `Speed(1) + 0.1 * JacobianNorm.draw(key, y0)`.
 
-A `ValueError` is raised for an order that is not a positive integer, and for a term
-that is driven by something other than time.
+A `ValueError` is raised for an order that is not a positive integer, for a term that is
+driven by something other than time, and for anything but a regularizer.
 """
 
 

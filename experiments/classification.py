@@ -1,6 +1,6 @@
 """Neural-ODE classifiers of images: what is trained, by which losses, and measured."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import diffrax as dfx
@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from .records import Result, Trajectory
@@ -50,9 +49,7 @@ def problem(model: Classifier, batch: Batch) -> dsr.InitialValueProblem:
 def cross_entropy(
     model: Classifier, y1: Float[Array, "batch pixels"], batch: Batch
 ) -> Float[Array, ""]:
-    return optax.softmax_cross_entropy_with_integer_labels(
-        model.logits(y1), batch.labels
-    ).mean()
+    return dsr.cross_entropy(model.logits(y1), batch.labels)
 
 
 class Adaptive(NamedTuple):
@@ -154,14 +151,27 @@ def fixed(solver: dsr.TaylorLagrangeSolver | dsr.HyperSolver, num_steps: int) ->
     )
 
 
-def batches_of(data: Batch, size: int, epochs: int, seed: int) -> Iterator[Batch]:
+class Batches:
     """Whole batches, in an order that is new in each epoch."""
-    rng = np.random.default_rng(seed)
-    for _ in range(epochs):
-        order = rng.permutation(len(data.labels))
-        for start in range(0, len(order) - size + 1, size):
-            index = order[start : start + size]
-            yield Batch(data.images[index], data.labels[index])
+
+    def __init__(self, data: Batch, size: int, seed: int):
+        self.data, self.size = data, size
+        self.per_epoch = len(data.labels) // size
+        if not self.per_epoch:
+            raise ValueError(
+                f"{len(data.labels)} images do not fill a batch of {size}."
+            )
+        self._rng = np.random.default_rng(seed)
+        self._orders: list[np.ndarray] = []
+
+    def __call__(self, step: int) -> Batch:
+        """The batch after so many others."""
+        epoch, number = divmod(step, self.per_epoch)
+        while len(self._orders) <= epoch:
+            order = self._rng.permutation(len(self.data.labels))
+            self._orders.append(order.astype(np.int32))
+        index = self._orders[epoch][number * self.size : (number + 1) * self.size]
+        return Batch(self.data.images[index], self.data.labels[index])
 
 
 def evaluate(

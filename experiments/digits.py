@@ -1,13 +1,12 @@
 """Trains a neural-ODE classifier of handwritten digits in three ways.
 
 `plain` solves the equation adaptively; `speed` does so too and penalizes the speed R_K;
-`taylor` makes a few coarse Taylor-Lagrange steps, and trains their midpoint in turn.
+`taylor` makes a few coarse Taylor-Lagrange steps, and trains their remainder in turn.
 Writes a table, a picture and a file of results.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -29,7 +28,7 @@ from .training import Recorder, train_adaptively, train_alternating
 
 ADAPTIVE = classification.Adaptive(dfx.Dopri5(), tolerance=1e-6, max_steps=64)
 TAYLOR_STEPS = 2
-MIDPOINT_EVERY = 10
+REMAINDER_EVERY = 10
 BATCH_SIZE = 128
 PIXELS, CLASSES, WIDTH = 64, 10, 100
 
@@ -65,18 +64,18 @@ def load(seed: int) -> tuple[Batch, Batch]:
 
 def run(options: argparse.Namespace) -> list[Result]:
     train, test = load(options.seed)
-    per_epoch = len(train.labels) // BATCH_SIZE
-    model_key, midpoint_key = jr.split(jr.key(options.seed))
+    model_key, remainder_key = jr.split(jr.key(options.seed))
     model = classifier(model_key)
     optimizer = optax.adam(options.learning_rate)
     count = eqx.filter_jit(ADAPTIVE.nfe)
 
-    def start(method: str) -> tuple[Iterator[Batch], Recorder]:
-        batches = classification.batches_of(
-            train, BATCH_SIZE, options.epochs, options.seed
-        )
+    def start(method: str) -> tuple[classification.Batches, Recorder]:
+        batches = classification.Batches(train, BATCH_SIZE, options.seed)
         return batches, Recorder(
-            method, options.epochs, per_epoch, lambda model: count(model, test)
+            method,
+            options.epochs,
+            batches.per_epoch,
+            lambda model: count(model, test),
         )
 
     def evaluate(
@@ -98,7 +97,7 @@ def run(options: argparse.Namespace) -> list[Result]:
 
     method = f"Taylor-Lagrange {options.solver_order}"
     batches, record = start(method)
-    midpoint = dsr.CorrectionMLP(PIXELS, key=midpoint_key)
+    remainder = dsr.CorrectionMLP(PIXELS, key=remainder_key)
     trainer = dsr.AlternatingTrainer(
         problem=classification.problem,
         loss=classification.cross_entropy,
@@ -110,10 +109,11 @@ def run(options: argparse.Namespace) -> list[Result]:
     trained, solver = train_alternating(
         trainer,
         model,
-        dsr.TaylorLagrangeSolver(options.solver_order, midpoint),
+        dsr.TaylorLagrangeSolver(options.solver_order, remainder),
         batches,
         record,
-        midpoint_every=MIDPOINT_EVERY,
+        key=model_key,
+        remainder_every=REMAINDER_EVERY,
     )
     solve = classification.fixed(solver, TAYLOR_STEPS)
     results.append(evaluate(method, trained, solve, record))
@@ -162,10 +162,10 @@ def main() -> None:
     except dsr.TrainingDiverged as error:
         sys.exit(f"error: {error}")
     caption = (
-        f"NFE: evaluations that {type(ADAPTIVE.solver).__name__} needs for the test set as one "
-        f"state, at rtol = atol = {ADAPTIVE.tolerance:g}. Solve: time for the test set, by the "
-        "method's own solver. Training step: the median. Training: all steps, with "
-        "compilation."
+        f"NFE: evaluations that {type(ADAPTIVE.solver).__name__} needs for the test "
+        f"set as one state, at rtol = atol = {ADAPTIVE.tolerance:g}. Solve: time for "
+        "the test set, by the method's own solver. Training step: the median. "
+        "Training: all steps, with compilation."
     )
     report.write("digits", results, caption, options)
 

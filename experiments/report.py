@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .records import brief, circumstances, figures, Result
+from .records import brief, circumstances as circumstances, figures, Result
 
 
 class HelpFormatter(
@@ -80,7 +80,7 @@ def write(
     name: str, results: Sequence[Result], caption: str, options: argparse.Namespace
 ) -> None:
     """Prints the table, and writes it with the picture and the figures behind it."""
-    text = f"{table(results)}\n\n{caption}\n"
+    text = f"{results_table(results)}\n\n{caption}\n"
     picture = options.output / f"{name}.png"
     draw(results, picture)
     (options.output / f"{name}.md").write_text(text)
@@ -91,7 +91,7 @@ def write(
     print(f"\n{text}\nPicture: {picture}\nFigures: {path}")
 
 
-def table(results: Sequence[Result]) -> str:
+def results_table(results: Sequence[Result]) -> str:
     """In Markdown, a row for each method."""
     rows = [["method", "test accuracy", "NFE", "solve", "training step", "training"]]
     rows += [
@@ -105,6 +105,12 @@ def table(results: Sequence[Result]) -> str:
         ]
         for result in results
     ]
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown; the first row is the header."""
+    rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(

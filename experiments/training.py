@@ -1,7 +1,7 @@
 """Training loops that the experiments share."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import diffrax_speedreg as dsr
@@ -30,8 +30,8 @@ class Recorder:
         - `epochs`, `per_epoch`: the number of epochs, and of steps in each.
         - `count`: from the model to the number of evaluations.
         """
-        total = epochs * per_epoch
-        self.bar = tqdm(total=total, desc=name, unit="step", disable=None)
+        self.steps = epochs * per_epoch
+        self.bar = tqdm(total=self.steps, desc=name, unit="step", disable=None)
         self.per_epoch = per_epoch
         self.count = count
         self.nfe: list[int] = []
@@ -51,7 +51,7 @@ class Recorder:
             with dsr.solving(len(self.seconds)):
                 self.nfe.append(int(self.count(model)))
             self.bar.set_postfix(loss=f"{loss:.4f}", nfe=self.nfe[-1])
-        if len(self.seconds) == self.bar.total:
+        if len(self.seconds) == self.steps:
             self.bar.close()
         self._start = time.perf_counter()
 
@@ -59,7 +59,7 @@ class Recorder:
 def train_adaptively(
     loss: Loss,
     model: Model,
-    batches: Iterator[PyTree[Array]],
+    batches: Callable[[int], PyTree[Array]],
     optimizer: optax.GradientTransformation,
     record: Recorder,
     *,
@@ -70,6 +70,7 @@ def train_adaptively(
     **Arguments:**
 
     - `loss`: `(model, batch, key)` to a scalar, with a new key in each step.
+    - `batches`: from the number of steps made to a batch.
     - `key`: decides about all keys.
 
     **Raises:**
@@ -85,7 +86,8 @@ def train_adaptively(
         return eqx.apply_updates(model, updates), state, value
 
     state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    for number, batch in enumerate(batches, start=1):
+    for number in range(1, record.steps + 1):
+        batch = batches(number - 1)
         with dsr.solving(number):
             model, state, value = step(model, state, batch, jr.fold_in(key, number))
         dsr.check_finite(value, number)
@@ -97,10 +99,11 @@ def train_alternating(
     trainer: dsr.AlternatingTrainer,
     model: Any,
     solver: dsr.TaylorLagrangeSolver | dsr.HyperSolver,
-    batches: Iterator[PyTree[Array]],
+    batches: Callable[[int], PyTree[Array]],
     record: Recorder,
     *,
-    midpoint_every: int,
+    key: Key[Array, ""],
+    remainder_every: int,
 ) -> tuple[Any, dsr.TaylorLagrangeSolver | dsr.HyperSolver]:
     """Trains a model through a few steps of a solver, and the solver in turn.
 
@@ -110,9 +113,10 @@ def train_alternating(
     """
     state = dsr.fit(
         trainer,
-        trainer.init(model, solver),
-        batches,
-        midpoint_every=midpoint_every,
-        callback=lambda state, loss: record(state.model, loss),
+        trainer.init(model, solver, key=key),
+        lambda key, step: batches(step),
+        until=record.steps,
+        remainder_every=remainder_every,
+        callbacks=[lambda p: record(p.state.model, float(p.dynamics.terms.loss))],
     )
     return state.model, state.solver

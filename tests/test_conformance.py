@@ -187,12 +187,39 @@ def test_gradient(adjoint, t0, t1):
     assert _agree(actual, finite_difference(loss, _y0, direction, 1e-3), 1e-8)
 
 
-def test_backsolve_with_a_correction():
-    def loss(y0):
-        adjoint = dfx.BacksolveAdjoint()
-        return jnp.sum(_solve(_solvers["corrected"], y0=y0, adjoint=adjoint).ys)
+def test_gradient_of_an_adaptive_solve(solver):
+    """Of what the steps compute, whose sizes are not part of the gradient."""
 
-    with pytest.raises(ValueError, match="another adjoint than `BacksolveAdjoint`"):
+    def loss(y0):
+        return jnp.sum(_solve(solver, y0=y0, tol=1e-9).ys ** 2)
+
+    direction = jr.normal(jr.key(0), (2,))
+    actual = jnp.dot(jax.grad(loss)(_y0), direction)
+    assert _agree(actual, finite_difference(loss, _y0, direction, 1e-2), 1e-6)
+
+
+class _OwnCorrection(dsr.AbstractCorrection):
+    def __call__(self, t, dt, y, dy, args):
+        return 0.1 * dy
+
+
+@pytest.mark.parametrize(
+    "solver",
+    (
+        _solvers["corrected"],
+        dsr.TaylorLagrangeSolver(2, _OwnCorrection()),
+        dsr.HyperSolver(dfx.Heun(), _OwnCorrection()),
+    ),
+)
+def test_backsolve_with_a_correction(solver):
+    def loss(y0):
+        return jnp.sum(
+            dfx.diffeqsolve(
+                _term, solver, 0.0, 1.0, 0.25, y0, adjoint=dfx.BacksolveAdjoint()
+            ).ys
+        )
+
+    with pytest.raises(ValueError, match="Use another adjoint, such as"):
         jax.grad(loss)(_y0)
 
 

@@ -373,3 +373,32 @@ def test_random_numbers_are_constants():
         return y * jr.normal(jr.key(3), y.shape)
 
     _check(field, jnp.array([1.0, 2.0]))
+
+
+# Functions of x, made from constants that come from zero.
+_slopes = dict(
+    checkpoint=lambda x: x * jax.checkpoint(lambda zero: (zero + 1, 2.0))(0.0)[1],
+    cond=lambda x: lax.cond(x > 0, lambda z: (x + z, 2), lambda z: (z, 3), 0.0)[1] * x,
+    logistic=lambda x: 4 * jax.nn.sigmoid(0.0) * x,
+    scan=lambda x: x * lax.fori_loop(0, 2, lambda i, c: c + 1.0, 0.0),
+    tanh=lambda x: 2 * x + lax.tanh(0.0),
+    while_loop=lambda x: (
+        x * lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1]), (0, 0.0))[0]
+    ),
+)
+
+
+@pytest.mark.parametrize("name", _slopes)
+def test_rule_that_starts_from_zero(name):
+    """What a rule computes from a literal zero need not be zero itself."""
+
+    @jax.custom_jvp
+    def function(x):
+        return x**2
+
+    @function.defjvp
+    def _(primals, tangents):
+        (x,), (dx,) = primals, tangents
+        return function(x), _slopes[name](x) * dx
+
+    _check(lambda t, y: function(y), jnp.array(0.6), order=3)

@@ -51,7 +51,7 @@ def test_the_problem_is_left_alone():
 
 def test_nothing_to_learn():
     solver = dsr.TaylorLagrangeSolver(2)
-    with pytest.raises(ValueError, match="no midpoint to train"):
+    with pytest.raises(ValueError, match="no remainder to train"):
         dsr.fit_solver(
             solver,
             _problem,

@@ -82,11 +82,12 @@ def test_training():
         solver_optimizer=optax.adam(1e-2),
     )
     hyper = dsr.HyperSolver(dfx.Euler(), dsr.CorrectionMLP(2, key=jr.key(0)))
-    state = trainer.init(jnp.zeros(()), hyper)
+    state = trainer.init(jnp.zeros(()), hyper, key=jr.key(1))
     losses = []
     for _ in range(100):
-        state, loss = trainer.midpoint_step(state, _y0)
-        losses.append(loss)
+        targets = trainer.targets(state, _y0)
+        state, report = trainer.remainder_step(state, _y0, targets)
+        losses.append(report.error)
     assert losses[-1] < 0.2 * losses[0]
 
 

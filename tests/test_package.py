@@ -63,7 +63,7 @@ def test_readme_runs():
     """In a process of its own, as a user would: in float32 and without type checks."""
     text = (_root / "README.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    code += "\nassert value > 0 and jax.numpy.isfinite(loss_before)\nprint(state.step)"
+    code += "\nassert value > 0 and report.finite\nprint(state.step)"
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )

@@ -46,6 +46,36 @@ def test_jacobian_norm_of_a_pytree():
     assert tree_allclose(value, expected, **tolerance(expected.dtype))
 
 
+@pytest.mark.parametrize(
+    "function", (jnp.square, jnp.conj, lambda y: y + y.conj(), lambda y: y - y.conj())
+)
+def test_jacobian_norm_of_complex_states(function):
+    """Also of fields that are not holomorphic: half of what it is in real terms."""
+    y = jnp.array([0.7 + 0.2j, 1.1 - 0.4j])
+    term = dfx.ODETerm(lambda t, y, args: function(y))
+
+    def value(key):
+        return dsr.JacobianNorm.draw(key, y).evaluate(term, 0.0, y, None)[1]
+
+    def by_parts(parts):
+        dy = function(jax.lax.complex(*parts))
+        return jnp.stack([jnp.real(dy), jnp.imag(dy)])
+
+    jacobian = jax.jacfwd(by_parts)(jnp.stack([jnp.real(y), jnp.imag(y)]))
+    samples = jax.vmap(value)(jr.split(jr.key(2), 1000))
+    expected = jnp.sum(jacobian**2) / 2 / y.size
+    assert tree_allclose(jnp.mean(samples), expected, rtol=0.0, atol=1e-6)
+
+
+def test_half_precision_does_not_overflow():
+    """Neither in a sum, nor in a square, if the mean itself does not."""
+    y = jnp.full((300,), 30.0, jnp.float16).at[0].set(300.0)
+    term = dfx.ODETerm(lambda t, y, args: -y)
+    _, value = dsr.Speed(1).evaluate(term, jnp.zeros((), y.dtype), y, None)
+    expected = jnp.mean(y.astype(jnp.float32) ** 2).astype(y.dtype)
+    assert tree_allclose(value, expected, rtol=2e-3, atol=0.0)
+
+
 def test_weighted_sum(y):
     noise = dsr.JacobianNorm.draw(jr.key(0), y)
     regularizer = 2 * dsr.Speed(1) + noise * 0.5 + dsr.Speed(3)

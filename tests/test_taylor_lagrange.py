@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -6,6 +8,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
+import optax
 import pytest
 
 from .helpers import convergence_orders, finite_difference, tolerance, tree_allclose
@@ -265,14 +268,67 @@ def test_float32_under_x64(dtype):
     assert tree_allclose(y1, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_midpoint_of_another_shape():
-    class Wrong(dsr.AbstractCorrection):
-        def __call__(self, t, dt, y, dy, args):
-            return jnp.zeros((3, 2))
+class _Returning(dsr.AbstractCorrection):
+    """Returns a multiple of the slope, or something that is not like it at all."""
 
+    function: Callable
+
+    def __call__(self, t, dt, y, dy, args):
+        return self.function(t, dy)
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    (
+        (lambda t, dy: jnp.zeros((3, 2)), r"The correction must.*f64\[3,2\].*f64\[2\]"),
+        (lambda t, dy: 0.0, r"The correction must.*f64\[\].*f64\[2\]"),
+        (lambda t, dy: dy.astype(complex), r"shapes and dtypes.*c128\[2\].*f64\[2\]"),
+        (lambda t, dy: (dy,), "same structure as the state"),
+    ),
+    ids=("array", "scalar", "complex", "tuple"),
+)
+@pytest.mark.parametrize("kind", ("taylor", "hyper"))
+def test_correction_that_is_not_like_the_state(kind, function, message):
+    correction = _Returning(function)
+    if kind == "taylor":
+        solver = dsr.TaylorLagrangeSolver(2, correction)
+    else:
+        solver = dsr.HyperSolver(dfx.Heun(), correction)
+    with pytest.raises(ValueError, match=message):
+        dsr.solve_fixed(dsr.InitialValueProblem(_pendulum, _y0), solver, 2)
+
+
+@pytest.mark.parametrize("begin", (-1.0, 0.5))
+def test_correction_that_is_not_a_number(begin):
+    """Also if it becomes so on the way."""
+    correction = _Returning(lambda t, dy: jnp.where(t > begin, jnp.nan, 0.0) * dy)
+    solver = dsr.TaylorLagrangeSolver(2, correction)
     problem = dsr.InitialValueProblem(_pendulum, _y0)
-    with pytest.raises(ValueError, match=r"The correction must.*f64\[3,2\].*f64\[2\]"):
-        dsr.solve_fixed(problem, dsr.TaylorLagrangeSolver(2, Wrong()), 2)
+    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 4))
+    assert jnp.all(jnp.isnan(y1))
+    solution = _adaptive(_pendulum, solver, 0.0, 1.0, _y0, 1e-6, throw=False)
+    assert solution.result != dfx.RESULTS.successful
+
+
+@pytest.mark.parametrize(
+    "use",
+    (
+        lambda cls, problem: dsr.solve_fixed(problem, cls, 2),
+        lambda cls, problem: dsr.solve_adaptive(problem, cls, 1e-3),
+        lambda cls, problem: dsr.HyperSolver(cls, dsr.ConstantCorrection(2)),
+        lambda cls, problem: dsr.EstimateRegularizedSolver(cls),
+        lambda cls, problem: dsr.fit_solver(
+            cls, problem, [_y0], num_steps=1, optimizer=optax.sgd(0.1)
+        ),
+    ),
+    ids=("fixed", "adaptive", "hyper", "estimate", "fit"),
+)
+def test_class_in_place_of_a_solver(use, without_type_checks):
+    problem = dsr.InitialValueProblem(_pendulum, _y0)
+    with pytest.raises(ValueError, match=r"class `Taylor.*`TaylorLagrangeSolver\("):
+        use(dsr.TaylorLagrangeSolver, problem)
+    with pytest.raises(ValueError, match="must be a Diffrax solver.*'euler'"):
+        use("euler", problem)
 
 
 def test_half_solver_and_events():
@@ -288,9 +344,39 @@ def test_bad_order(order, without_type_checks):
         dsr.TaylorLagrangeSolver(order)
 
 
+def test_bad_speed(without_type_checks):
+    with pytest.raises(
+        ValueError, match=r"`speed` must be a `Speed`, such.*got 3\. Integ"
+    ):
+        dsr.TaylorLagrangeSolver(3, speed=3)
+
+
+@pytest.mark.parametrize("midpoint", (True, False))
+def test_complex_field_of_a_real_state(midpoint):
+    term = dfx.ODETerm(lambda t, y, args: y.astype(complex) * 1j)
+    solver = dsr.TaylorLagrangeSolver(2, _fresh_midpoint() if midpoint else None)
+    message = r"The vector field must.*c128\[2\].*f64\[2\]"
+    with jax.numpy_dtype_promotion("standard"):  # Diffrax itself is strict otherwise.
+        with pytest.raises(ValueError, match=message):
+            dsr.solve_fixed(dsr.InitialValueProblem(term, _y0), solver, 2)
+
+
 def test_bad_remainder(without_type_checks):
     with pytest.raises(ValueError, match="must be an `AbstractCorrection`.*'mlp'"):
         dsr.TaylorLagrangeSolver(2, "mlp")
+
+
+def test_bad_speed(without_type_checks):
+    with pytest.raises(ValueError, match="must be a `Speed`.*WeightedSum"):
+        dsr.TaylorLagrangeSolver(2, speed=0.1 * dsr.Speed(1))
+
+
+def test_controlled_term():
+    """Not even by something differentiable, unless made an equation in time."""
+    ts = jnp.linspace(0.0, 1.0, 3)
+    term = dfx.ControlTerm(lambda t, y, args: y, dfx.LinearInterpolation(ts, ts**2))
+    with pytest.raises(ValueError, match=r"use `diffrax.ControlTerm\(...\).to_ode"):
+        dfx.diffeqsolve(term, dsr.TaylorLagrangeSolver(), 0.0, 1.0, 0.1, _y0)
 
 
 @pytest.mark.filterwarnings("ignore:.*not marked as converging")

@@ -107,6 +107,61 @@ def test_gradient(way, adjoint, t0, t1):
     assert tree_allclose(actual, expected, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("adjoint", ("checkpoint", "direct"))
+def test_gradient_where_samples_need_more_steps_than_others(adjoint):
+    """Under `jax.vmap`, those that have finished go on with steps of size zero."""
+
+    @jax.jit
+    @jax.value_and_grad
+    def speed(rate, y0):
+        solution = dfx.diffeqsolve(
+            dfx.ODETerm(lambda t, y, args: -args * y),
+            dsr.TaylorLagrangeSolver(2, speed=dsr.Speed(2)),
+            0.0,
+            1.0,
+            0.1,
+            y0,
+            rate,
+            saveat=dfx.SaveAt(t1=True, solver_state=True),
+            stepsize_controller=dfx.PIDController(rtol=1e-4, atol=1e-4),
+            adjoint=_adjoints[adjoint],
+            max_steps=64,
+        )
+        return dsr.solver_state(solution).speed
+
+    y0 = jnp.array([0.1, 10.0])
+    batched = jax.vmap(speed, in_axes=(None, 0))(1.5, y0)
+    expected = [jnp.stack(x) for x in zip(*(speed(1.5, y) for y in y0))]
+    assert tree_allclose(list(batched), expected, rtol=1e-10, atol=0.0)
+
+
+def test_nan_in_the_field():
+    """Also if it is a constant, whose derivatives are zero."""
+
+    def field(t, y, args):
+        return jnp.where(t > 0.5, jnp.nan, jnp.ones_like(y))
+
+    term = dsr.SpeedRegularizedTerm(dfx.ODETerm(field), 3)
+    saveat = dfx.SaveAt(ts=jnp.array([0.4, 1.0]))
+    solution = dfx.diffeqsolve(
+        term, dfx.Tsit5(), 0.0, 1.0, 0.2, term.init(_y0), saveat=saveat, throw=False
+    )
+    _, speeds = term.split(solution.ys)
+    assert list(jnp.isnan(speeds)) == [False, True]
+
+    free = dfx.diffeqsolve(
+        term.term,
+        dsr.TaylorLagrangeSolver(3, speed=dsr.Speed(3)),
+        0.0,
+        1.0,
+        0.2,
+        _y0,
+        saveat=dfx.SaveAt(t1=True, solver_state=True),
+        throw=False,
+    )
+    assert jnp.isnan(dsr.solver_state(free).speed)
+
+
 def test_all_in_float32():
     arguments = [x.astype(jnp.float32) for x in (_matrix, _y0)]
     times = jnp.float32(0.2), jnp.float32(1.4)

@@ -1,3 +1,5 @@
+"""The parts of alternating training, by themselves."""
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -8,202 +10,324 @@ import optax
 import pytest
 
 from .helpers import finite_difference, tree_allclose
+from .training import (
+    arrays,
+    Linear,
+    loss,
+    make_batch,
+    make_state,
+    make_trainer,
+    problem,
+    ROTATION,
+    same_bits,
+)
 
 
-_rotation = jnp.array([[0.0, 2.0], [-2.0, 0.0]])
-
-
-class _Linear(eqx.Module):
-    matrix: jax.Array
-
-    def __call__(self, t, y, args):
-        return y @ self.matrix.T
-
-
-def _problem(model, batch):
-    return dsr.InitialValueProblem(dfx.ODETerm(model), batch[0])
-
-
-def _loss(model, y1, batch):
-    return jnp.mean((y1 - batch[1]) ** 2)
-
-
-def _batch(key, size=16):
-    x = jr.normal(key, (size, 2))
-    return x, x @ jax.scipy.linalg.expm(_rotation).T
-
-
-def _batches(number):
-    return (_batch(jr.key(i)) for i in range(number))
-
-
-def _trainer(**kwargs):
-    options = dict(
-        problem=_problem,
-        loss=_loss,
-        num_steps=2,
-        model_optimizer=optax.adam(2e-2),
-        solver_optimizer=optax.adam(1e-2),
-    )
-    return dsr.AlternatingTrainer(**(options | kwargs))
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trainer():
-    return _trainer(penalty=1e-3)
+    return make_trainer(penalty=1e-3)
 
 
-@pytest.fixture
-def state(trainer, key):
-    solver = dsr.TaylorLagrangeSolver(2, dsr.CorrectionMLP(2, key=key))
-    return trainer.init(_Linear(_rotation + 0.3), solver)
+@pytest.fixture(scope="module")
+def state(trainer):
+    return make_state(trainer)
 
 
-def _arrays(tree):
-    return eqx.filter(tree, eqx.is_array)
+def _dynamics_loss(state, batch, **kwargs):
+    options = dict(problem=problem, loss=loss, num_steps=2)
+    return dsr.dynamics_loss(state.model, state.solver, batch, **(options | kwargs))
 
 
 def test_each_half_leaves_the_other_alone(trainer, state):
-    batch = _batch(jr.key(1))
-    after, loss = trainer.dynamics_step(state, batch)
-    assert loss > 0 and after.step == state.step + 1
-    assert eqx.tree_equal(_arrays(after.solver), _arrays(state.solver))
-    assert eqx.tree_equal(after.solver_opt_state, state.solver_opt_state)
-    assert not eqx.tree_equal(_arrays(after.model), _arrays(state.model))
+    batch = make_batch(jr.key(1))
+    after, report = trainer.dynamics_step(state, batch)
+    assert report.finite and report.total > report.terms.loss > 0
+    assert after.step == state.step + 1
+    assert same_bits(after.solver, state.solver)
+    assert same_bits(after.solver_opt_state, state.solver_opt_state)
+    assert same_bits(after.key, state.key)
+    assert not eqx.tree_equal(arrays(after.model), arrays(state.model))
 
-    after, error = trainer.midpoint_step(state, batch)
-    assert error > 0 and after.step == state.step
-    assert eqx.tree_equal(_arrays(after.model), _arrays(state.model))
-    assert eqx.tree_equal(after.model_opt_state, state.model_opt_state)
-    assert not eqx.tree_equal(_arrays(after.solver), _arrays(state.solver))
+    targets = trainer.targets(state, batch)
+    after, report = trainer.remainder_step(state, batch, targets)
+    assert report.finite and report.error > 0 and after.step == state.step
+    assert same_bits(after.model, state.model)
+    assert same_bits(after.model_opt_state, state.model_opt_state)
+    assert same_bits(after.key, state.key)
+    assert not eqx.tree_equal(arrays(after.solver), arrays(state.solver))
 
 
-def test_no_retrace():
+@pytest.mark.parametrize("mean", ("square", "absolute"))
+def test_dynamics_loss(state, mean):
+    """Data loss, penalty and speed, against a solve by hand."""
+    batch = make_batch(jr.key(1))
+    solver = dsr.TaylorLagrangeSolver(2, state.solver.remainder, speed=dsr.Speed(2))
+    state = eqx.tree_at(lambda s: s.solver, state, solver)
+    total, terms = _dynamics_loss(
+        state, batch, penalty=0.5, penalty_mean=mean, speed_weight=0.25
+    )
+    solution = dsr.solve_fixed(problem(state.model, batch), solver, 2)
+    gathered = solution.solver_state
+    sizes = dict(square=gathered.penalty, absolute=gathered.absolute_penalty)
+    expected = jnp.mean((dsr.final_state(solution) - batch[1]) ** 2)
+    expected_total = expected + 0.5 * sizes[mean] + 0.25 * gathered.speed
+    assert tree_allclose(total, expected_total, rtol=1e-12, atol=0.0)
+    assert tree_allclose(terms.loss, expected, rtol=1e-12, atol=0.0)
+    assert tree_allclose(terms.remainder, sizes[mean], rtol=1e-12, atol=0.0)
+    assert tree_allclose(terms.speed, gathered.speed, rtol=1e-12, atol=0.0)
+    assert sizes[mean] > 0 and gathered.speed > 0
+
+
+def test_hypersolver_has_both_means():
+    solver = dsr.HyperSolver(dfx.Heun(), dsr.ConstantCorrection(2))
+    solver = eqx.tree_at(
+        lambda s: s.remainder.factors, solver, replace_fn=lambda x: x + 1
+    )
+    ivp = problem(Linear(ROTATION), make_batch(jr.key(1)))
+    gathered = dsr.solve_fixed(ivp, solver, 1).solver_state
+    residual = ivp.y0 @ ROTATION.T
+    assert tree_allclose(gathered.penalty, jnp.mean(residual**2), rtol=1e-12, atol=0.0)
+    absolute = jnp.mean(jnp.abs(residual))
+    assert tree_allclose(gathered.absolute_penalty, absolute, rtol=1e-12, atol=0.0)
+
+
+def test_gradient_of_dynamics_loss(state):
+    batch = make_batch(jr.key(1))
+
+    def total(matrix):
+        changed = eqx.tree_at(lambda s: s.model.matrix, state, matrix)
+        return _dynamics_loss(changed, batch, penalty=0.5)[0]
+
+    direction = jr.normal(jr.key(2), (2, 2))
+    expected = finite_difference(total, ROTATION, direction)
+    actual = jnp.sum(jax.grad(total)(ROTATION) * direction)
+    assert tree_allclose(actual, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("one_step", (False, True))
+@pytest.mark.parametrize("t1", (1.0, -1.0))
+def test_targets_are_on_the_solution(one_step, t1):
+    """Against the matrix exponential, at the end of the solve and of each step."""
+    y0, _ = make_batch(jr.key(1))
+    ivp = dsr.InitialValueProblem(dfx.ODETerm(Linear(ROTATION)), y0, 0.0, t1)
+    targets = dsr.reference_targets(ivp, 4, tolerance=1e-10, one_step=one_step)
+    assert targets.t0.shape == ((4,) if one_step else (1,))
+    assert targets.num_steps == (1 if one_step else 4)
+    for times, states in ((targets.t0, targets.y0), (targets.t1, targets.y1)):
+        flows = jax.vmap(lambda t: jax.scipy.linalg.expm(ROTATION * t))(times)
+        expected = jnp.einsum("pij,bj->pbi", flows, y0)
+        assert tree_allclose(states, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("one_step", (False, True))
+@pytest.mark.parametrize("mean", ("absolute", "square"))
+def test_remainder_loss(state, one_step, mean):
+    """Against solves one after the other, by hand."""
+    ivp = problem(state.model, make_batch(jr.key(1)))
+    targets = dsr.reference_targets(ivp, 2, solver=dfx.Tsit5(), one_step=one_step)
+    errors = []
+    for t0, t1, y0, y1 in zip(targets.t0, targets.t1, targets.y0, targets.y1):
+        part = dsr.InitialValueProblem(ivp.term, y0, t0, t1)
+        solution = dsr.solve_fixed(part, state.solver, 1 if one_step else 2)
+        errors.append(dsr.final_state(solution) - y1)
+    error = jnp.abs(jnp.stack(errors))
+    expected = jnp.mean(error if mean == "absolute" else error**2)
+    actual = dsr.remainder_loss(state.solver, ivp, targets, mean=mean)
+    assert expected > 0 and tree_allclose(actual, expected, rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("one_step", (False, True))
+def test_remainder_learns_the_solver(one_step):
+    trainer = make_trainer(one_step=one_step)
+    state = make_state(trainer)
+    batch = make_batch(jr.key(1))
+    first = trainer.evaluate(state, batch).error
+    targets = trainer.targets(state, batch)
+    for _ in range(200):
+        state, report = trainer.remainder_step(state, batch, targets)
+    assert trainer.evaluate(state, batch).error < first / 2
+
+
+def test_evaluation(trainer, state):
+    batch = make_batch(jr.key(1))
+
+    def metrics(model, y1, batch):
+        return dict(largest=jnp.max(jnp.abs(y1 - batch[1])))
+
+    evaluation = trainer.evaluate(state, batch, metrics)
+    ivp = problem(state.model, batch)
+    cheap = dsr.final_state(dsr.solve_fixed(ivp, state.solver, 2))
+    reference = dsr.solve_adaptive(ivp, dfx.Tsit5(), 1e-6)
+    error = jnp.mean(jnp.abs(cheap - dsr.final_state(reference)))
+    assert tree_allclose(evaluation.error, error, rtol=1e-10, atol=0.0)
+    expected = loss(state.model, cheap, batch)
+    assert tree_allclose(evaluation.loss, expected, rtol=1e-10, atol=0.0)
+    assert evaluation.nfe == dsr.nfe(dfx.Tsit5(), reference)
+    largest = jnp.max(jnp.abs(cheap - batch[1]))
+    assert tree_allclose(
+        evaluation.metrics, dict(largest=largest), rtol=1e-10, atol=0.0
+    )
+
+
+def test_implicit_reference_solver():
+    """For a stiff equation; how many evaluations it makes is not known."""
+    trainer = make_trainer(reference_solver=dfx.Kvaerno5(), reference_tolerance=1e-5)
+    state, batch = make_state(trainer), make_batch(jr.key(1))
+    state = eqx.tree_at(
+        lambda s: s.model.matrix, state, jnp.diag(jnp.array([-1e4, -1]))
+    )
+    targets = trainer.targets(state, batch)
+    expected = batch[0] * jnp.array([[0.0, jnp.exp(-1)]])
+    assert tree_allclose(targets.y1[0], expected, rtol=1e-4, atol=1e-4)
+    assert trainer.evaluate(state, batch).nfe is None
+
+
+def test_encoder_and_decoder_around_the_equation():
+    """A model in which the equation is one part: all of it learns, by one gradient."""
+
+    class Model(eqx.Module):
+        encoder: eqx.nn.Linear
+        dynamics: Linear
+        decoder: eqx.nn.Linear
+
+    keys = jr.split(jr.key(0), 2)
+    model = Model(
+        eqx.nn.Linear(3, 2, key=keys[0]),
+        Linear(ROTATION),
+        eqx.nn.Linear(2, 1, key=keys[1]),
+    )
+    trainer = make_trainer(
+        problem=lambda model, batch: dsr.InitialValueProblem(
+            dfx.ODETerm(model.dynamics), jax.vmap(model.encoder)(batch[0])
+        ),
+        loss=lambda model, y1, batch: jnp.mean(
+            (jax.vmap(model.decoder)(y1) - batch[1]) ** 2
+        ),
+    )
+    solver = dsr.TaylorLagrangeSolver(2, dsr.CorrectionMLP(2, key=jr.key(1)))
+    state = trainer.init(model, solver, key=jr.key(2))
+    batch = jr.normal(jr.key(3), (8, 3)), jnp.ones((8, 1))
+    after, _ = trainer.dynamics_step(state, batch)
+    for part in ("encoder", "dynamics", "decoder"):
+        old, new = (arrays(getattr(s.model, part)) for s in (state, after))
+        assert not eqx.tree_equal(old, new), part
+    targets = trainer.targets(after, batch)
+    again, _ = trainer.remainder_step(after, batch, targets)
+    assert same_bits(again.model, after.model)
+    assert not eqx.tree_equal(arrays(again.solver), arrays(after.solver))
+
+
+def test_penalty_may_change_without_a_retrace():
+    """For a warm-up: an array is not a constant of the program."""
     traces = 0
 
     def counted(model, batch):
         nonlocal traces
         traces += 1
-        return _problem(model, batch)
+        return problem(model, batch)
 
-    trainer = _trainer(problem=counted)
-    solver = dsr.TaylorLagrangeSolver(1, dsr.CorrectionMLP(2, key=jr.key(0)))
-    state = trainer.init(_Linear(_rotation), solver)
-    state = dsr.fit(trainer, state, _batches(2), midpoint_every=1)
-    assert traces == 2
-    dsr.fit(trainer, state, _batches(4), midpoint_every=1)
-    assert traces == 2
-
-
-def test_dynamics_loss(state):
-    """Data loss and penalty, against a solve by hand."""
-    batch = _batch(jr.key(1))
-    total, data_loss = dsr.dynamics_loss(
-        state.model,
-        state.solver,
-        batch,
-        problem=_problem,
-        loss=_loss,
-        num_steps=2,
-        penalty=0.5,
-    )
-    solution = dsr.solve_fixed(_problem(state.model, batch), state.solver, 2)
-    expected = jnp.mean((dsr.final_state(solution) - batch[1]) ** 2)
-    assert tree_allclose(data_loss, expected, rtol=1e-12, atol=0.0)
-    expected_total = expected + 0.5 * solution.solver_state.penalty
-    assert tree_allclose(total, expected_total, rtol=1e-12, atol=0.0)
-    assert solution.solver_state.penalty > 0
+    batch, totals = make_batch(jr.key(1)), []
+    for penalty in (0.0, 1.0):
+        trainer = make_trainer(problem=counted, penalty=jnp.array(penalty))
+        # The optimizers are functions, and each is another one.
+        if not totals:
+            first, state = trainer, make_state(trainer)
+        trainer = eqx.tree_at(lambda t: t.penalty, first, jnp.array(penalty))
+        totals.append(trainer.dynamics_step(state, batch)[1].total)
+    assert traces == 1 and totals[1] > totals[0]
 
 
-def test_gradient_of_dynamics_loss(state):
-    batch = _batch(jr.key(1))
-
-    def total(matrix):
-        return dsr.dynamics_loss(
-            _Linear(matrix),
-            state.solver,
-            batch,
-            problem=_problem,
-            loss=_loss,
-            num_steps=2,
-            penalty=0.5,
-        )[0]
-
-    direction = jr.normal(jr.key(2), (2, 2))
-    expected = finite_difference(total, _rotation, direction)
-    actual = jnp.sum(jax.grad(total)(_rotation) * direction)
-    assert tree_allclose(actual, expected, rtol=1e-8, atol=1e-8)
+def test_no_remainder_to_train(trainer):
+    state = make_state(trainer, dsr.TaylorLagrangeSolver(3))
+    batch = make_batch(jr.key(0))
+    message = "no remainder to train.*remainder=None"
+    with pytest.raises(ValueError, match=message):
+        trainer.targets(state, batch)
+    targets = dsr.reference_targets(problem(state.model, batch), 2, solver=dfx.Tsit5())
+    with pytest.raises(ValueError, match=message):
+        trainer.remainder_step(state, batch, targets)
 
 
-def test_midpoint_learns_the_solver(trainer, state):
-    batch = _batch(jr.key(1))
-    _, first = trainer.midpoint_step(state, batch)
-    for i in range(200):
-        state, error = trainer.midpoint_step(state, _batch(jr.key(i)))
-    _, last = trainer.midpoint_step(state, batch)
-    assert last < first / 2
-
-
-def test_fit_learns_the_dynamics(trainer, state):
-    losses = []
-    steps = []
-
-    def callback(state, loss):
-        losses.append(loss)
-        steps.append(int(state.step))
-
-    state = dsr.fit(trainer, state, _batches(300), midpoint_every=5, callback=callback)
-    assert steps == list(range(1, 301))
-    assert losses[-1] < losses[0] / 100
-    assert jnp.max(jnp.abs(state.model.matrix - _rotation)) < 0.05
-
-
-def test_fit_without_a_midpoint(trainer):
-    state = trainer.init(_Linear(_rotation), dsr.TaylorLagrangeSolver(3))
-    state = dsr.fit(trainer, state, _batches(3), midpoint_every=1)
-    assert state.step == 3
-
-
-def test_midpoint_step_without_a_midpoint(trainer):
-    state = trainer.init(_Linear(_rotation), dsr.TaylorLagrangeSolver(3))
-    with pytest.raises(ValueError, match="no midpoint to train.*remainder=None"):
-        trainer.midpoint_step(state, _batch(jr.key(0)))
-
-
-def test_divergence_says_when():
-    trainer = _trainer()
-    state = trainer.init(_Linear(_rotation), dsr.TaylorLagrangeSolver(2))
-    good, (x, y) = list(_batches(2)), _batch(jr.key(3))
-    with pytest.raises(dsr.TrainingDiverged, match="loss is nan at step 3"):
-        dsr.fit(trainer, state, [*good, (x * jnp.nan, y)])
-
-
-def test_diverged_penalty_is_noticed_at_once():
-    """Though the loss on data is still finite, and there is no next step."""
-    trainer = _trainer(penalty=float("inf"))
-    state = trainer.init(_Linear(_rotation), dsr.TaylorLagrangeSolver(2))
-    with pytest.raises(dsr.TrainingDiverged, match="loss is inf at step 1"):
-        dsr.fit(trainer, state, _batches(1))
-
-
-def test_unsolvable_equation_says_when(key):
-    def stiff(model, batch):
-        field = dfx.ODETerm(lambda t, y, args: -1e6 * y)
-        return dsr.InitialValueProblem(field, batch[0])
-
-    trainer = _trainer(problem=stiff, loss=lambda model, y1, batch: jnp.array(0.0))
-    solver = dsr.TaylorLagrangeSolver(1, dsr.CorrectionMLP(2, key=key))
-    state = trainer.init(_Linear(_rotation), solver)
+def test_no_speed_to_weigh(state):
     with pytest.raises(
-        dsr.TrainingDiverged, match="at step 2.*maximum number of solver steps"
+        ValueError, match=r"`speed_weight=0.5` needs a speed.*Speed\(K\)"
     ):
-        dsr.fit(trainer, state, _batches(3), midpoint_every=2)
+        _dynamics_loss(state, make_batch(jr.key(0)), speed_weight=0.5)
 
 
-@pytest.mark.parametrize("name", ("num_steps", "midpoint_every"))
-def test_bad_counts(name, trainer, state, without_type_checks):
-    with pytest.raises(ValueError, match=f"`{name}` must be a positive integer.*0"):
-        if name == "num_steps":
-            _trainer(num_steps=0)
+def test_loss_that_is_not_a_scalar(state):
+    with pytest.raises(ValueError, match=r"must return a scalar.*\(16, 2\).*mean"):
+        _dynamics_loss(
+            state, make_batch(jr.key(0)), loss=lambda model, y1, batch: y1 - batch[1]
+        )
+
+
+def test_unknown_mean(state, without_type_checks):
+    with pytest.raises(
+        ValueError, match='`penalty_mean` must be "absolute".*"max"|max'
+    ):
+        _dynamics_loss(state, make_batch(jr.key(0)), penalty_mean="max")
+
+
+def test_batch_of_another_shape(trainer, state):
+    x = jnp.ones((16, 3))
+    with pytest.raises(ValueError, match=r"f64\[16,3\].*can't be used with this model"):
+        trainer.dynamics_step(state, (x, x))
+
+
+@pytest.mark.parametrize("half", ("model", "solver"))
+def test_optimizer_state_of_another_model(trainer, state, half):
+    batch = make_batch(jr.key(0))
+    name = f"{half}_opt_state"
+    larger = Linear(jnp.zeros((3, 3)))
+    opt_state = optax.adam(1e-3).init(larger)
+    wrong = eqx.tree_at(lambda s: getattr(s, name), state, opt_state)
+    with pytest.raises(
+        ValueError, match=f"(?s)`{name}` is of another model.*trainer.init"
+    ):
+        if half == "model":
+            trainer.dynamics_step(wrong, batch)
         else:
-            dsr.fit(trainer, state, _batches(1), midpoint_every=0)
+            targets = trainer.targets(state, batch)
+            trainer.remainder_step(wrong, batch, targets)
+
+
+def test_reference_that_fails_says_where():
+    """At the hardest sample, and how far the solve came."""
+
+    def field(t, y, args):
+        return y**2
+
+    trainer = make_trainer(
+        problem=lambda model, batch: dsr.InitialValueProblem(dfx.ODETerm(field), batch),
+        reference_max_steps=64,
+    )
+    y0 = jnp.full((5, 2), 0.1).at[3].set(2.0)  # Infinite at time 1/2.
+    state = make_state(trainer)
+    message = (
+        "by Tsit5 at tolerance 1e-06 failed at time 0.49.*where sample 3 changes "
+        "fastest.*steps.*Kvaerno5"
+    )
+    with pytest.raises(dsr.ReferenceFailed, match=message):
+        trainer.targets(state, y0)
+
+
+def test_cross_entropy():
+    logits = jr.normal(jr.key(0), (4, 3))
+    labels = jnp.array([0, 2, 1, 2])
+    expected = -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(4), labels])
+    assert tree_allclose(
+        dsr.cross_entropy(logits, labels), expected, rtol=1e-12, atol=0.0
+    )
+
+
+@pytest.mark.parametrize("label", (-1, 3))
+def test_label_out_of_range(label):
+    with pytest.raises(eqx.EquinoxRuntimeError, match="must be from 0 to 2"):
+        dsr.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, label]))
+
+
+@pytest.mark.parametrize("name", ("num_steps", "reference_max_steps"))
+def test_bad_counts(name, without_type_checks):
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive integer.*0"):
+        make_trainer(**{name: 0})

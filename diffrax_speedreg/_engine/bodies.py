@@ -49,7 +49,8 @@ def coefficients_of(
 def of_order(
     order: int, coefficients: Sequence[Coefficients], outputs: Sequence[Series]
 ) -> list[Coefficient]:
+    # Also constants have a coefficient of order 0, if one of the inputs has none.
     return [
-        None if output.constant else c[order]
+        None if order > 0 and output.constant else c[order]
         for c, output in zip(coefficients, outputs)
     ]

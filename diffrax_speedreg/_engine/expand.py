@@ -115,7 +115,7 @@ class Expansion:
             )
         rule = rule_for(operation.primitive)
         vanishing = [s.zero for s in inputs if s.inexact]
-        if rule is not None and any(vanishing) and rule.is_zero(vanishing):
+        if _vanishes(rule, vanishing):
             return zeros(
                 operation.outs, lambda: operation.bind(*(s.primal() for s in inputs))
             )
@@ -131,12 +131,13 @@ class Expansion:
 
         def recurrence(order: int) -> Sequence[Coefficient]:
             nonlocal by_jvp
-            # A rule keeps symbolic zeros; the primitive might make 0 / 0 of them.
-            vanishing = any(s.inexact and s.coefficient(0) is None for s in inputs)
-            if by_rule is not None and (order > 0 or vanishing):
-                return by_rule(order)
             if order == 0:
+                missing = [s.coefficient(0) is None for s in inputs if s.inexact]
+                if _vanishes(rule, missing):
+                    return [None] * len(operation.outs)
                 return operation.bind(*(s.array(0) for s in inputs))
+            if by_rule is not None:
+                return by_rule(order)
             if by_jvp is None:
                 by_jvp = self._by_jvp(operation, inputs, outputs)
             return by_jvp(order)
@@ -188,6 +189,10 @@ class Expansion:
             ]
 
         return recurrence
+
+
+def _vanishes(rule: Rule | None, zeros: Sequence[bool]) -> bool:
+    return rule is not None and any(zeros) and rule.is_zero(zeros)
 
 
 # Equations that only wrap a jaxpr, and the parameter that holds it. By name, for the

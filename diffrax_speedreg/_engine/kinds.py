@@ -143,7 +143,6 @@ def _riccati(slope: Callable[[Array], Array], *, linear: bool) -> MakeRecurrence
     def make(
         operation: Operation, inputs: Sequence[Series], outputs: Sequence[Series]
     ) -> Recurrence:
-        del operation
         (u,), (v,) = inputs, outputs
 
         def slopes(order: int) -> list[Coefficient]:
@@ -158,7 +157,7 @@ def _riccati(slope: Callable[[Array], Array], *, linear: bool) -> MakeRecurrence
         g = Series(Node([v], slopes), 0, v.aval)
         du = derivative(u)
 
-        def recurrence(order: int) -> list[Coefficient]:
+        def recurrence(order: int) -> Sequence[Coefficient]:
             product = cauchy_product(jnp.multiply, g, du, order - 1)
             return [scale(product, 1 / order)]
 

@@ -86,8 +86,7 @@ class _Layout(eqx.Module):
             raise ValueError(
                 f"The correction was made for states of shapes {wanted}, with batch "
                 f"axes in front of these or without, but got {eqx.tree_pformat(y)}. "
-                "Make it with a state like the solve's; and use another adjoint than "
-                "`BacksolveAdjoint`, which solves for larger ones."
+                "Make it with a state like the solve's."
             )
         batch = leaves[0].shape[: axes[0]]
         dtype = jnp.result_type(*leaves)

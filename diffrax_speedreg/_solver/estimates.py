@@ -7,6 +7,7 @@ import optimistix as optx
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
+from .._checks import check_solver
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import real_dtype
 
@@ -79,8 +80,10 @@ class EstimateRegularizedSolver(
             `diffrax.HalfSolver`.)
         - `stiffness`: whether to gather the stiffness too.
 
-        A `ValueError` is raised, at the first step, for a solver without an estimate.
+        A `ValueError` is raised for a class in place of a solver, and at the first step
+        for a solver without an estimate.
         """
+        check_solver(solver)
         self.solver = solver
         self.stiffness = stiffness
 

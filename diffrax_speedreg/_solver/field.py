@@ -28,10 +28,19 @@ def step_field(terms: dfx.AbstractTerm, control: PyTree, args: Args) -> StepFiel
 
     def field(t: RealScalarLike, y: PyTree[Array]) -> tuple[PyTree[Array], None]:
         dy = terms.vf_prod(t, y, args, control)
-        # Where time has a higher precision than the state.
-        return jtu.tree_map(lambda a, b: a.astype(b.dtype), dy, y), None
+        return jtu.tree_map(_with_precision_of, y, dy), None
 
     return field
+
+
+def _with_precision_of(state: Array, dy: Array) -> Array:
+    """Where time has a higher precision than the state.
+
+    Complex numbers are left for the check of the field: no real part is as good.
+    """
+    if jnp.iscomplexobj(dy) and not jnp.iscomplexobj(state):
+        return dy
+    return dy.astype(state.dtype)
 
 
 def corrected(
@@ -48,5 +57,6 @@ def corrected(
     backward = jtu.tree_leaves(control)[0] < 0
     direction = jnp.where(backward, -1, 1).astype(jnp.result_type(t0))
     value = correction(direction * t0, direction * (t1 - t0), y0, dy, args)
+    value = jtu.tree_map(jnp.asarray, value)
     check_like_state(value, y0, "The correction", dtypes=False)
-    return jtu.tree_map(lambda c, y: jnp.asarray(c, y.dtype), value, y0)
+    return jtu.tree_map(lambda c, y: c.astype(y.dtype), value, y0)

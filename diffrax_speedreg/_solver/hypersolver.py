@@ -8,9 +8,9 @@ import jax.tree_util as jtu
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_time_driven
+from .._checks import check_not_backsolve, check_solver, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
-from .._misc import mean_square, real_dtype
+from .._misc import mean_absolute, mean_square, real_dtype
 from .correction import AbstractCorrection
 from .field import corrected, step_field
 from .interpolation import TaylorInterpolation
@@ -24,10 +24,13 @@ class HyperState(eqx.Module):
     - `inner`: the wrapped solver's state.
     - `penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert^2$, the mean square of the
         entries of what the steps were corrected by, summed over the steps so far.
+    - `absolute_penalty`: $\sum_i \frac{1}{N} \lVert r_i \rVert_1$, their mean absolute
+        value.
     """
 
     inner: PyTree[Any]
     penalty: Real[Array, ""]
+    absolute_penalty: Real[Array, ""]
 
 
 class HyperSolver(dfx.AbstractSolver[HyperState]):
@@ -57,6 +60,9 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
     solver: dfx.AbstractSolver
     remainder: AbstractCorrection
 
+    def __check_init__(self):
+        check_solver(self.solver)
+
     term_structure: ClassVar = dfx.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., TaylorInterpolation]] = (
         TaylorInterpolation
@@ -74,8 +80,10 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
         args: Args,
     ) -> HyperState:
         check_time_driven(terms)
+        check_not_backsolve(y0)
         inner = self.solver.init(terms, t0, t1, y0, args)
-        return HyperState(inner, jnp.zeros((), real_dtype(y0)))
+        nothing = jnp.zeros((), real_dtype(y0))
+        return HyperState(inner, nothing, nothing)
 
     def step(
         self,
@@ -103,7 +111,11 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
             lambda c: c * size.astype(jnp.finfo(c.dtype).dtype), correction
         )
         y1 = (uncorrected**ω + residual**ω).ω
-        state = HyperState(inner, solver_state.penalty + mean_square(residual))
+        state = HyperState(
+            inner,
+            solver_state.penalty + mean_square(residual),
+            solver_state.absolute_penalty + mean_absolute(residual),
+        )
         dense_info = dict(coefficients=_hermite(y0, y1, dy, field(t1, y1)[0]))
         return y1, None, dense_info, state, result
 

@@ -10,9 +10,9 @@ import numpy as np
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_positive_integer, check_time_driven
+from .._checks import check_not_backsolve, check_positive_integer, check_time_driven
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
-from .._misc import mean_absolute, mean_square, real_dtype
+from .._misc import mean_absolute, mean_square, nan_as, real_dtype
 from .._regularizers import Speed
 from .._solution import SolutionSeries
 from .correction import AbstractCorrection
@@ -100,7 +100,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         """**Arguments:**
 
         - `order`: $p$, the degree of the Taylor polynomial, at least 1. (The order of
-            convergence is one more with a midpoint.)
+            convergence is one more with a midpoint.) The time to compile grows by at
+            least its square; beyond 20 or so it is rarely worth that.
         - `remainder`: where to take the remainder: a
             [`diffrax_speedreg.AbstractCorrection`][], or `None` for a truncated Taylor
             method.
@@ -112,6 +113,12 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
             raise ValueError(
                 "`remainder` must be an `AbstractCorrection`, such as "
                 f"`CorrectionMLP`, or `None`, but got {remainder!r}."
+            )
+        if not isinstance(speed, Speed | None):
+            raise ValueError(
+                f"`speed` must be a `Speed`, such as `Speed({order})`, or `None`, but "
+                f"got {speed!r}. Integrate other regularizers by a `Quadrature` after "
+                "the solve, or by a `SpeedRegularizedTerm`."
             )
         if speed is not None and speed.order > order:
             raise ValueError(
@@ -148,6 +155,8 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
     ) -> TaylorLagrangeState:
         del t0, t1, args
         check_time_driven(terms)
+        if self.remainder is not None:
+            check_not_backsolve(y0)
         nothing = jnp.zeros((), real_dtype(y0))
         speed = None if self.speed is None else nothing
         return TaylorLagrangeState(nothing, nothing, speed)
@@ -184,6 +193,7 @@ class TaylorLagrangeSolver(dfx.AbstractAdaptiveSolver[TaylorLagrangeState]):
         speed = solver_state.speed
         if self.speed is not None and speed is not None:
             speed = speed + _step_speed(coefficients, t1 - t0, self.speed.order)
+            speed = nan_as(speed, y1)
         state = TaylorLagrangeState(penalty, absolute, speed)
         return y1, y_error, dict(coefficients=stacked), state, dfx.RESULTS.successful
 
@@ -221,13 +231,16 @@ def _step_speed(
     nodes, weights = np.polynomial.legendre.leggauss(len(factors))
     dtype = real_dtype(coefficients[0])
     h, total = jnp.asarray(h, dtype), jnp.zeros((), dtype)
+    # Under `jax.vmap`, samples that have finished wait for the others in steps of size
+    # zero. Diffrax discards those, but 0 / 0 would still be in the gradient.
+    divisor = jnp.where(h == 0, 1, h) ** order
     for node, weight in zip((nodes + 1) / 2, weights / 2):
         terms = [
             (float(factor * node**i) * c**ω).ω
             for i, (factor, c) in enumerate(zip(factors, coefficients[order:]))
         ]
         # Divided before it is squared, lest a small step underflow.
-        derivative = jtu.tree_map(lambda x: x / (h**order).astype(x.dtype), _sum(terms))
+        derivative = jtu.tree_map(lambda x: x / divisor.astype(x.dtype), _sum(terms))
         total += float(weight) * mean_square(derivative)
     return total * jnp.abs(h)
 

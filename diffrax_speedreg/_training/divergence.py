@@ -1,19 +1,32 @@
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
+
+from .targets import ReferenceFailed
 
 
-_remedy = "Try a smaller learning rate, gradient clipping or a smaller penalty."
+REMEDY = "Try a smaller learning rate, gradient clipping or a smaller penalty."
 
 
 class TrainingDiverged(RuntimeError):
-    """Raised when a training can't go on; says at which step."""
+    """Raised when a training can't go on; says at which step.
+
+    **Attributes:**
+
+    - `state`: the state after the last step that went well, if
+        [`diffrax_speedreg.fit`][] raised this.
+    """
+
+    state: PyTree[Any] = None
 
 
-def check_finite(loss: Inexact[Array, ""], step: int, name: str = "loss") -> None:
+def check_finite(
+    loss: Inexact[Array, ""], step: int, name: str = "loss", why: str | None = None
+) -> None:
     """Raises [`diffrax_speedreg.TrainingDiverged`][] if a loss is not finite.
 
     **Arguments:**
@@ -21,10 +34,12 @@ def check_finite(loss: Inexact[Array, ""], step: int, name: str = "loss") -> Non
     - `loss`: the loss of a step.
     - `step`: the number of that step, for the message.
     - `name`: what to call the loss there.
+    - `why`: the reason, if it is known; otherwise, remedies are proposed.
     """
     if not jnp.isfinite(loss):
         raise TrainingDiverged(
-            f"Training diverged: the {name} is {float(loss)} at step {step}. {_remedy}"
+            f"Training diverged: the {name} is {float(loss)} at step {step}. "
+            f"{REMEDY if why is None else why}"
         )
 
 
@@ -39,11 +54,13 @@ def solving(step: int) -> Iterator[None]:
     """
     try:
         yield
+    except ReferenceFailed as error:
+        raise TrainingDiverged(f"Training stopped at step {step}. {error}") from error
     except eqx.EquinoxRuntimeError as error:
         # The message, without the stack and the advice that Equinox puts around it.
         *_, message = str(error).split("EquinoxRuntimeError: ")
         raise TrainingDiverged(
             f"Training stopped at step {step}, by an error of the computation: "
             f"{message.strip().splitlines()[0]} If the equation has become too hard to "
-            f"solve: {_remedy}"
+            f"solve: {REMEDY}"
         ) from error

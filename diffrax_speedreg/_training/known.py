@@ -3,6 +3,7 @@ from collections.abc import Iterable
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -67,11 +68,13 @@ def fit_solver(
         reference_solver=reference_solver,
         reference_tolerance=reference_tolerance,
     )
-    state = trainer.init(problem, solver)
+    # There are no data to be put in order.
+    state = trainer.init(problem, solver, key=jr.key(0))
     errors = []
     for step, y0 in enumerate(states, start=1):
         with solving(step):
-            state, error = trainer.midpoint_step(state, y0)
-        check_finite(error, step, "error of the solver")
-        errors.append(error)
+            targets = trainer.targets(state, y0)
+            state, report = trainer.remainder_step(state, y0, targets)
+        check_finite(report.error, step, "error of the solver")
+        errors.append(report.error)
     return state.solver, jnp.stack(errors)

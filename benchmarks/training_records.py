@@ -1,0 +1,91 @@
+"""What is measured of training, and the file that it is kept in."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .runs import plain
+
+
+class Case(NamedTuple):
+    """What is trained: by a solver of that order, in batches of that size."""
+
+    field: str
+    batch: int
+    order: int
+
+
+class Loop(NamedTuple):
+    """Of the parts of a training, in seconds.
+
+    **Attributes:**
+
+    - `field`, `batch`, `order`: the case.
+    - `bare`: a dynamics step, called again and again with the same batch.
+    - `fit`: a dynamics step of `fit`, with new batches and a progress bar.
+    - `targets`: the solve at high fidelity.
+    - `remainder`: a remainder step.
+    - `checkpoint`: writing one.
+    - `checkpoint_bytes`: how large it is.
+    """
+
+    field: str
+    batch: int
+    order: int
+    bare: float
+    fit: float
+    targets: float
+    remainder: float
+    checkpoint: float
+    checkpoint_bytes: int
+
+    def amortized(self, every: int, steps: int) -> float:
+        """The time of training, in that of its dynamics steps alone."""
+        return 1 + (self.targets + steps * self.remainder) / (every * self.bare)
+
+
+class Scaling(NamedTuple):
+    """Of a dynamics step on some devices, which share some cores.
+
+    `cpu_seconds` is the time that all cores together have worked for it.
+    """
+
+    field: str
+    batch: int
+    order: int
+    devices: int
+    cores: int
+    seconds: float
+    cpu_seconds: float
+
+
+class Results(NamedTuple):
+    """All that was measured, under which circumstances."""
+
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, str | int]
+    loops: list[Loop]
+    scalings: list[Scaling]
+
+    def speedups(self, devices: int, cores: int) -> Iterator[tuple[Case, float]]:
+        """By two devices with a core each, in comparison with these."""
+        for ours in self.scalings:
+            for base in self.scalings:
+                same_case = ours[:3] == base[:3] and (ours.devices, ours.cores) == (
+                    2,
+                    2,
+                )
+                if same_case and (base.devices, base.cores) == (devices, cores):
+                    yield Case(*ours[:3]), base.seconds / ours.seconds
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(plain(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        record = json.loads(path.read_text())
+        for key, kind in dict(loops=Loop, scalings=Scaling).items():
+            record[key] = [kind(**one) for one in record[key]]
+        return cls(**record)

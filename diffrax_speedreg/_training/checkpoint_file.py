@@ -1,0 +1,233 @@
+"""One checkpoint, as a file that is whole or not there at all.
+
+Its first line says what it is, the second is the SHA-256 of all that follows: a line of
+JSON, with hyperparameters and what the leaves are, and the leaves as Equinox writes
+them, in NumPy's format. Nothing is pickled.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+
+_T = TypeVar("_T")
+_magic = b"diffrax-speedreg checkpoint 1\n"
+
+
+class CheckpointError(RuntimeError):
+    """Raised when a checkpoint can't be read or written; says which, and why.
+
+    **Attributes:**
+
+    - `state`: what could not be written, if [`diffrax_speedreg.fit`][] raised this.
+    """
+
+    state: PyTree[Any] = None
+
+
+class _Content(NamedTuple):
+    header: dict[str, Any]
+    leaves: bytes
+
+
+def save_checkpoint(
+    path: str | Path,
+    state: PyTree[Any],
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a pytree to a file, at once or not at all.
+
+    It is written beside the file, forced onto the disk, and only then renamed: whatever
+    happens meanwhile, `path` is the old file or the new one.
+
+    **Arguments:**
+
+    - `path`: the file, which is replaced if it is there.
+    - `state`: any pytree: the arrays and numbers in it are saved. On a mesh of several
+        processes, arrays must be the same in all of them; call this in one.
+    - `hyperparameters`: what it takes to make a state of this structure again, as JSON
+        knows it: beside the leaves, so that the file can be read without the script
+        that wrote it.
+
+    **Raises:**
+
+    [`diffrax_speedreg.CheckpointError`][] if it can't be written, because the disk is
+    full, say.
+    """
+    path = Path(path)
+    header = dict(hyperparameters=hyperparameters or {}, leaves=_describe(state))
+    try:
+        line = json.dumps(header, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The hyperparameters can't be written as JSON: {error}. Pass numbers, "
+            "strings, lists and dictionaries, and names in place of functions."
+        ) from error
+    leaves = io.BytesIO()
+    eqx.tree_serialise_leaves(leaves, jtu.tree_map(_without_key, state))
+    body = line + b"\n" + leaves.getvalue()
+    digest = hashlib.sha256(body).hexdigest().encode()
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        _write_and_sync(unfinished, _magic + digest + b"\n" + body)
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"The checkpoint {path} could not be written: "
+            f"{error.strerror or error}. Those written before are as they were. Make "
+            "room, or choose another folder."
+        ) from error
+
+
+def load_checkpoint(path: str | Path, like: _T) -> _T:
+    """Reads a pytree from a file.
+
+    **Arguments:**
+
+    - `path`: a file from [`diffrax_speedreg.save_checkpoint`][].
+    - `like`: a pytree of the same structure, whose arrays are replaced. They may be
+        mere shapes, from `equinox.filter_eval_shape`.
+
+    **Returns:**
+
+    The pytree, with the file's arrays and numbers.
+
+    **Raises:**
+
+    [`diffrax_speedreg.CheckpointError`][] if the file is torn, is not a checkpoint, or
+    is one of another structure.
+    """
+    content = _read(Path(path))
+    described = _describe(like)
+    if content.header["leaves"] != described:
+        theirs, ours = map(dict, (content.header["leaves"], described))
+        names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
+        name = names[0] if names else "the order"
+        raise CheckpointError(
+            f"The checkpoint {path} is of another model, solver or optimizer: "
+            f"`state{name}` is {theirs.get(name, 'not there')} in the file, but "
+            f"{ours.get(name, 'not there')} here, and {len(names)} leaves "
+            "differ in all. `read_hyperparameters` tells what it was made with."
+        )
+    try:
+        loaded = eqx.tree_deserialise_leaves(
+            io.BytesIO(content.leaves), jtu.tree_map(_without_key, like)
+        )
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"The leaves in the checkpoint {path} are not plain arrays: {error}. It "
+            "was not written by `save_checkpoint`."
+        ) from error
+    return jtu.tree_map(_with_key, like, loaded)
+
+
+def read_hyperparameters(path: str | Path) -> dict[str, Any]:
+    """Reads what was saved beside the leaves.
+
+    **Arguments:**
+
+    - `path`: a file from [`diffrax_speedreg.save_checkpoint`][].
+
+    **Returns:**
+
+    The hyperparameters.
+
+    **Raises:**
+
+    [`diffrax_speedreg.CheckpointError`][] if the file is torn, or not a checkpoint.
+    """
+    return _read(Path(path)).header["hyperparameters"]
+
+
+def check_intact(path: Path) -> None:
+    """Raises [`diffrax_speedreg.CheckpointError`][] if a file is torn or foreign."""
+    _read(path)
+
+
+def _read(path: Path) -> _Content:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} could not be read: {error.strerror}."
+        ) from error
+    if not data.startswith(_magic):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of diffrax_speedreg, or of another version: "
+            f"it begins with {data[: len(_magic)]!r}."
+        )
+    digest, _, body = data[len(_magic) :].partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise CheckpointError(
+            f"The checkpoint {path} is torn: its {len(data)} bytes are not those that "
+            "were written. Use an earlier one."
+        )
+    line, _, leaves = body.partition(b"\n")
+    return _Content(json.loads(line), leaves)
+
+
+def _write_and_sync(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name, too, is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _describe(state: PyTree[Any]) -> list[list[str]]:
+    """Paths and types of what is saved."""
+
+    def kind(leaf: Any) -> str:
+        if isinstance(leaf, bool | int | float | complex):
+            return type(leaf).__name__
+        return f"{leaf.dtype}{list(leaf.shape)}"
+
+    saved = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+    return [
+        [jtu.keystr(path), kind(leaf)]
+        for path, leaf in jtu.tree_leaves_with_path(state)
+        if isinstance(leaf, (*saved, bool, int, float, complex))
+    ]
+
+
+def _without_key(leaf: Any) -> Any:
+    """The numbers of a key, which NumPy's format knows; also of a mere shape of one."""
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jr.key_data, leaf)
+    return jr.key_data(leaf)
+
+
+def _with_key(like: Any, leaf: Any) -> Any:
+    if not _is_key(like):
+        return leaf
+    # Of a mere shape, JAX does not tell the implementation.
+    return jr.wrap_key_data(leaf, impl=jr.key_impl(jnp.zeros((), like.dtype)))
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)

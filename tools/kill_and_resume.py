@@ -1,0 +1,88 @@
+"""Kills a training again and again, and compares its end with an undisturbed one's.
+
+The training is a command that writes checkpoints into the folder named by its last
+argument, and prints, as its last line, a digest of all that it has trained.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+
+def digest(command: Sequence[str], folder: Path) -> str:
+    """Lets the training run to its end."""
+    result = subprocess.run([*command, folder], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"The training failed:\n{result.stderr}")
+    return result.stdout.strip().splitlines()[-1]
+
+
+def kill(command: Sequence[str], folder: Path, seconds: float) -> str:
+    """Kills the training some time after it has written its first checkpoint.
+
+    Returns the name of the last one that is there then.
+    """
+    before = newest(folder)
+    with subprocess.Popen(
+        [*command, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while newest(folder) == before and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    if process.returncode != -signal.SIGKILL:
+        raise RuntimeError("The training ended before it was killed: make it longer.")
+    return newest(folder)
+
+
+def newest(folder: Path) -> str:
+    return max((path.name for path in folder.glob("step-*.ckpt")), default="none")
+
+
+def kill_and_resume(
+    command: Sequence[str], folder: Path, kills: int, most_seconds: float, seed: int
+) -> Iterator[str]:
+    """Lines of a log, of which the last two are digests: undisturbed, and killed."""
+    rng = random.Random(seed)
+    undisturbed = digest(command, folder / "undisturbed")
+    killed = folder / "killed"
+    for number in range(1, kills + 1):
+        seconds = rng.uniform(0, most_seconds)
+        last = kill(command, killed, seconds)
+        leftovers = len(list(killed.glob(".*.unfinished")))
+        yield (
+            f"kill {number}: {seconds:.3f} s after the first checkpoint of this "
+            f"process; last checkpoint {last}, {leftovers} half-written"
+        )
+    resumed = digest(command, killed)
+    yield f"undisturbed: {undisturbed}"
+    yield f"killed:      {resumed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--most-seconds", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("command", nargs="+", help="what to run, after `--`")
+    options = parser.parse_args()
+    command = [sys.executable if c == "python" else c for c in options.command]
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for line in kill_and_resume(
+            command, Path(folder), options.kills, options.most_seconds, options.seed
+        ):
+            print(line, flush=True)
+            lines.append(line.split()[-1])
+    if lines[-1] != lines[-2]:
+        sys.exit("failed: the digests differ")
+
+
+if __name__ == "__main__":
+    main()
