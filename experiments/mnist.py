@@ -1,0 +1,268 @@
+"""Trains the papers' neural-ODE classifier of MNIST by every method, and measures it.
+
+One file of results for each method, so that methods can be run one by one; the table
+and the picture show those of all files in the folder. Without methods, nothing is
+trained, and they are made anew.
+
+The data are looked for in $DIFFRAX_SPEEDREG_DATA/mnist, and else fetched from OpenML.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from . import classification, records, report
+from .classification import Batch, Classifier
+from .data import DataUnavailable, load_mnist
+from .training import Loss, Recorder, train_adaptively, train_alternating
+
+
+ADAPTIVE = classification.Adaptive(dfx.Dopri5(), tolerance=1.4e-8, max_steps=256)
+PIXELS, WIDTH, CLASSES = 784, 100, 10
+TEST_BATCH = 1000
+NODES = 4
+TAYLOR_STEPS = 2
+# Of the paper's schedule.
+REMAINDER_UPDATES = 150
+TAYLOR_LAGRANGE = ("truncated Taylor", "hypersolver", "Taylor-Lagrange")
+METHODS = ("plain", "augmented R_K", "quadrature R_K", "RNODE", *TAYLOR_LAGRANGE)
+
+
+class Field(eqx.Module):
+    """The field of a batch: two layers, each of which sees the time."""
+
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+
+    def __init__(self, key: Key[Array, ""]):
+        first_key, second_key = jr.split(key)
+        self.first = eqx.nn.Linear(PIXELS + 1, WIDTH, key=first_key)
+        self.second = eqx.nn.Linear(WIDTH + 1, PIXELS, key=second_key)
+
+    def __call__(
+        self, t: Float[ArrayLike, ""], y: Float[Array, "batch pixels"], args: None
+    ) -> Float[Array, "batch pixels"]:
+        for layer in (self.first, self.second):
+            inputs = classification.append_time(t, jax.nn.sigmoid(y))
+            y = jax.vmap(layer)(inputs)
+        return y
+
+
+def classifier(key: Key[Array, ""]) -> Classifier:
+    field_key, readout_key = jr.split(key)
+    readout = eqx.nn.Linear(PIXELS, CLASSES, key=readout_key)
+    return Classifier(
+        Field(field_key), eqx.nn.Sequential([eqx.nn.Lambda(jax.nn.sigmoid), readout])
+    )
+
+
+class Scheme(NamedTuple):
+    """How a paper trains: its epochs, its batches, and what its optimizer is for a
+    number of steps."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[int], optax.GradientTransformation]
+
+
+def _schedule(initial: float, scales: dict[float, float], steps: int) -> optax.Schedule:
+    """Piecewise constant; the boundaries are parts of the training."""
+    boundaries = {round(part * steps): scale for part, scale in scales.items()}
+    return optax.piecewise_constant_schedule(initial, boundaries)
+
+
+def taynode_optimizer(steps: int) -> optax.GradientTransformation:
+    scales = {60 / 160: 0.1, 100 / 160: 0.1, 140 / 160: 0.1}
+    return optax.sgd(_schedule(0.1, scales, steps), momentum=0.9)
+
+
+def taylor_lagrange_optimizer(steps: int) -> optax.GradientTransformation:
+    schedule = _schedule(1e-2, {450 / 500: 1e-2}, steps)
+    return optax.chain(optax.adaptive_grad_clip(1e-3), optax.adam(schedule))
+
+
+SCHEMES = {
+    "TayNODE": Scheme(160, 100, taynode_optimizer),
+    "Taylor-Lagrange": Scheme(500, 500, taylor_lagrange_optimizer),
+}
+
+
+def scheme(method: str, options: argparse.Namespace) -> tuple[Scheme, int]:
+    """The scheme that a method is trained by, and for how many epochs."""
+    own = "Taylor-Lagrange" if method in TAYLOR_LAGRANGE else "TayNODE"
+    chosen = SCHEMES[options.scheme or own]
+    epochs = 1 if options.quick else chosen.epochs if options.full else options.epochs
+    return chosen, epochs
+
+
+def load(quick: bool) -> tuple[Batch, list[Batch]]:
+    """The training set, and the test set in batches."""
+    data = load_mnist()
+    sizes = (1000, TEST_BATCH) if quick else (None, None)
+    train, test = (
+        Batch(jnp.asarray(images[:size]), jnp.asarray(labels[:size]))
+        for images, labels, size in zip(data[::2], data[1::2], sizes)
+    )
+    count = len(test.labels) // TEST_BATCH
+    parts = zip(*(jnp.split(x, count) for x in test))
+    return train, [Batch(*part) for part in parts]
+
+
+def adaptive_loss(method: str, options: argparse.Namespace) -> Loss:
+    weight = options.regularization
+
+    def speed(key: Key[Array, ""], batch: Batch) -> dsr.AbstractRegularizer:
+        return dsr.Speed(options.order)
+
+    def rnode(key: Key[Array, ""], batch: Batch) -> dsr.AbstractRegularizer:
+        jacobian = dsr.JacobianNorm.draw(key, batch.images)
+        return options.kinetic * dsr.Speed(1) + options.jacobian * jacobian
+
+    losses = {
+        "plain": ADAPTIVE.plain_loss,
+        "augmented R_K": ADAPTIVE.augmented_loss(speed, weight),
+        "quadrature R_K": ADAPTIVE.quadrature_loss(speed, weight, NODES),
+        "RNODE": ADAPTIVE.augmented_loss(rnode, 1.0),
+    }
+    return losses[method]
+
+
+def cheap_solver(
+    method: str, key: Key[Array, ""]
+) -> dsr.TaylorLagrangeSolver | dsr.HyperSolver:
+    """Each of which evaluates the field, or a coefficient, twice in a step."""
+    if method == "truncated Taylor":
+        return dsr.TaylorLagrangeSolver(2)
+    correction = dsr.CorrectionMLP(PIXELS, activation=jax.nn.relu, key=key)
+    if method == "hypersolver":
+        return dsr.HyperSolver(dfx.Heun(), correction)
+    return dsr.TaylorLagrangeSolver(2, correction)
+
+
+def run(method: str, options: argparse.Namespace) -> records.Result:
+    train, test = load(options.quick)
+    chosen, epochs = scheme(method, options)
+    batches = classification.Batches(train, chosen.batch_size, options.seed)
+    model_key, solver_key, key = jr.split(jr.key(options.seed), 3)
+    model = classifier(model_key)
+    count = eqx.filter_jit(ADAPTIVE.nfe)
+    record = Recorder(
+        method, epochs, batches.per_epoch, lambda model: count(model, test[0])
+    )
+    optimizer = chosen.optimizer(record.steps)
+    if method in TAYLOR_LAGRANGE:
+        trainer = dsr.AlternatingTrainer(
+            problem=classification.problem,
+            loss=classification.cross_entropy,
+            num_steps=TAYLOR_STEPS,
+            model_optimizer=optimizer,
+            solver_optimizer=optax.adam(1e-4, 0.999, 0.9999),
+            penalty=options.penalty,
+            penalty_mean="absolute",
+            reference_solver=ADAPTIVE.solver,
+            reference_tolerance=ADAPTIVE.tolerance,
+            reference_max_steps=ADAPTIVE.max_steps,
+        )
+        model, solver = train_alternating(
+            trainer,
+            model,
+            cheap_solver(method, solver_key),
+            batches,
+            record,
+            key=key,
+            remainder_every=max(1, record.steps // REMAINDER_UPDATES),
+        )
+        solve = classification.fixed(solver, TAYLOR_STEPS)
+    else:
+        loss = adaptive_loss(method, options)
+        model = train_adaptively(loss, model, batches, optimizer, record, key=key)
+        solve = ADAPTIVE.solve
+    return classification.evaluate(method, model, solve, ADAPTIVE, test, record)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Prints the table of all results in the folder, and draws their picture."""
+    results = []
+    for method in METHODS:
+        path = options.output / file_name(method)
+        if path.exists():
+            outcome = records.load(path)
+            if isinstance(outcome, str):
+                print(f"{method}: {outcome}")
+            else:
+                results.append(outcome)
+    if results:
+        print(f"\n{report.results_table(results)}")
+        report.draw(results, options.output / "mnist.png")
+
+
+def file_name(method: str) -> str:
+    return f"mnist-{method.lower().replace(' ', '-')}.json"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.mnist",
+        description=__doc__,
+        formatter_class=report.HelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("methods", nargs="*", help=f"some of {', '.join(map(repr, METHODS))}, or 'all'")
+    add("--seed", type=report.seed, default=0, help="decides everything")
+    add("--epochs", type=report.positive(int), default=10, help="of every method")
+    add("--full", action="store_true", help="the epochs of the scheme's paper")
+    add("--quick", action="store_true", help="an epoch on a part of the data")
+    add("--scheme", choices=list(SCHEMES), help="if not that of the method's paper")
+    add("--order", type=report.positive(int), default=3, help="K of the speed R_K")
+    weights = [
+        ("--lambda", 6e-5, "regularization", "weight of the speed"),
+        ("--kinetic", 0.01, "kinetic", "RNODE's weight of the kinetic energy"),
+        ("--jacobian", 0.01, "jacobian", "RNODE's weight of the Jacobian's norm"),
+        ("--penalty", 10.0, "penalty", "weight of the cheap solvers' remainders"),
+    ]
+    for option, default, name, text in weights:
+        kind = report.nonnegative(float)
+        add(option, type=kind, default=default, dest=name, metavar="W", help=text)
+    add(
+        "--output",
+        type=report.writable_folder,
+        default="mnist-output",
+        help="folder for the results",
+    )
+    options = parser.parse_args()
+    if options.methods == ["all"]:
+        options.methods = list(METHODS)
+    for method in options.methods:
+        if method not in METHODS:
+            parser.error(f"the methods are {', '.join(METHODS)}, but got {method!r}")
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    # Solves at this tolerance see the roundoff of products in less than float32.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    for method in options.methods:
+        try:
+            outcome = run(method, options)
+        except DataUnavailable as error:
+            sys.exit(f"error: {error}")
+        except dsr.TrainingDiverged as error:
+            outcome = str(error)
+        records.save(options.output / file_name(method), options, outcome)
+    show(options)
+
+
+if __name__ == "__main__":
+    main()
