@@ -7,9 +7,13 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
-from experiments import classification, records
+from experiments import classification, digits, records
 from experiments.classification import Batch
 
 
@@ -117,3 +121,19 @@ def test_batches_larger_than_data():
     data = Batch(np.zeros((4, 1)), np.zeros(4))
     with pytest.raises(ValueError, match="4 images do not fill a batch of 5"):
         classification.Batches(data, 5, seed=0)
+
+
+def test_both_losses_with_the_speed(key):
+    """By augmentation and by quadrature the same, and more than the plain one."""
+    digits_key, image_key = jr.split(key)
+    model = digits.classifier(digits_key)
+    images = jr.uniform(image_key, (5, digits.PIXELS), jnp.float64)
+    batch = Batch(images, jnp.arange(5))
+    adaptive = classification.Adaptive(dfx.Dopri5(), tolerance=1e-8, max_steps=256)
+    weight = 300
+    speed = lambda key, batch: dsr.Speed(2)
+    plain = adaptive.plain_loss(model, batch, key)
+    augmented = adaptive.augmented_loss(speed, weight)(model, batch, key)
+    quadrature = adaptive.quadrature_loss(speed, weight, 8)(model, batch, key)
+    assert augmented > 1.01 * plain
+    np.testing.assert_allclose(quadrature - plain, augmented - plain, rtol=1e-4)
