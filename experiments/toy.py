@@ -220,7 +220,7 @@ def arguments() -> argparse.Namespace:
     add(
         "--lambda",
         type=report.positive(float),
-        default=1e-3,
+        default=1e-2,
         dest="regularization",
         metavar="LAMBDA",
         help="weight of the speed in the loss",
