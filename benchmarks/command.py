@@ -2,17 +2,54 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from experiments.report import HelpFormatter, positive, seed, writable_folder
 
+from .runs import save
 from .timing import hardware, versions
 
 
 PACKAGES = ("diffrax-speedreg", "jax", "jaxlib", "diffrax", "equinox", "probdiffeq")
+
+
+class Benchmark(NamedTuple):
+    """What the command line runs.
+
+    **Attributes:**
+
+    - `name`: how files with its results begin.
+    - `begin`: results of nothing yet, for the options.
+    - `fill`: adds to results, and yields whenever there is more of them.
+    - `load`: results from a file.
+    - `render`: their tables, in Markdown.
+    - `draw`: writes a picture of them.
+    """
+
+    name: str
+    begin: Callable[[argparse.Namespace], Any]
+    fill: Callable[[Any, argparse.Namespace], Iterator[None]]
+    load: Callable[[Path], Any]
+    render: Callable[[Any], str]
+    draw: Callable[[Any, Path], None]
+
+
+def run(benchmark: Benchmark, options: argparse.Namespace) -> None:
+    """Measures, or only renders again, as the options say."""
+    if options.render is not None:
+        _write(benchmark, benchmark.load(options.render), options.render)
+        return
+    _configure(options)
+    path = _figures_path(benchmark.name, options)
+    results = benchmark.begin(options)
+    for _ in benchmark.fill(results, options):
+        # Each time: what has been measured should survive an interruption.
+        save(results, path)
+    _write(benchmark, results, path)
+    print(path.with_suffix(".md").read_text())
 
 
 def parser(
@@ -92,14 +129,14 @@ def _existing_file(text: str) -> Path:
     return path
 
 
-def configure(options: argparse.Namespace) -> None:
+def _configure(options: argparse.Namespace) -> None:
     """JAX: in single precision, and with nothing remembered from earlier runs."""
     jax.config.update("jax_enable_x64", False)
     jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_default_matmul_precision", options.precision)
 
 
-def figures_path(name: str, options: argparse.Namespace) -> Path:
+def _figures_path(name: str, options: argparse.Namespace) -> Path:
     suffix = "-quick" if options.quick else ""
     return options.out / f"{name}-{jax.default_backend()}{suffix}.json"
 
@@ -115,8 +152,8 @@ def circumstances(
     )
 
 
-def write(path: Path, tables: str, draw: Callable[[Path], None]) -> None:
+def _write(benchmark: Benchmark, results: Any, path: Path) -> None:
     """The tables and the picture, beside the figures."""
-    path.with_suffix(".md").write_text(tables)
-    draw(path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(benchmark.render(results))
+    benchmark.draw(results, path.with_suffix(".png"))
     print(f"Tables: {path.with_suffix('.md')}", file=sys.stderr)

@@ -1,12 +1,11 @@
 """What is measured, and the file that it is kept in."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import functools
 from typing import Any, NamedTuple
 
+from . import runs
 from .contestants import OURS
-from .runs import plain, Run
+from .runs import Run
 
 
 # The field itself, once: what the contestants' times are divided by.
@@ -44,7 +43,7 @@ class Results(NamedTuple):
     settings: dict[str, Any]
     versions: dict[str, str]
     hardware: dict[str, str | int]
-    measurements: Sequence[Measurement]
+    measurements: list[Measurement]
 
     def find(
         self, field: str, batch: int, order: int, contestant: str = OURS
@@ -63,18 +62,5 @@ class Results(NamedTuple):
         asked = field, batch
         return sorted({m.order for m in self.measurements if m[:2] == asked})
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(plain(self), indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> "Results":
-        record = json.loads(path.read_text())
-        record["measurements"] = [_measurement(m) for m in record["measurements"]]
-        return cls(**record)
-
-
-def _measurement(record: dict[str, Any]) -> Measurement:
-    runs = {
-        kind: Run(**record[kind]) for kind in ("forward", "gradient") & record.keys()
-    }
-    return Measurement(**{**record, **runs})
+load = functools.partial(runs.load, results=Results, measurements=Measurement)

@@ -10,7 +10,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.random as jr
@@ -27,7 +26,7 @@ from .regularization_accuracy import (
 )
 from .regularization_measure import Conditions, measure
 from .regularization_plot import draw
-from .regularization_records import Case, GradientStep, Results
+from .regularization_records import Case, GradientStep, load, Results
 from .regularization_report import render
 from .regularization_ways import TAYLOR, WAYS
 from .timing import Rounds
@@ -140,32 +139,23 @@ def arguments() -> argparse.Namespace:
         default=1e-4,
         help="of the speed in the loss",
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = arguments()
-    if options.render is not None:
-        write(Results.load(options.render), options.render)
-        return
-    command.configure(options)
+    options = parser.parse_args()
     if options.quick:
         options.orders = options.orders or [3]
         options.batch = options.batch or [4]
         options.repeats, options.seconds = 3, 0.1
+    return options
+
+
+def begin(options: argparse.Namespace) -> Results:
     options.scale = {name: PLANS[name].scale for name in options.fields}
-    path = command.figures_path("regularization", options)
     record = command.circumstances(options)
-    results = Results(**record, steps=[], quadrature=[], norms=[])
-    for _ in fill(results, options):
-        # Each time: what has been measured should survive an interruption.
-        results.save(path)
-    write(results, path)
-    print(path.with_suffix(".md").read_text())
+    return Results(**record, steps=[], quadrature=[], norms=[])
 
 
-def write(results: Results, path: Path) -> None:
-    command.write(path, render(results), functools.partial(draw, results))
+def main() -> None:
+    benchmark = command.Benchmark("regularization", begin, fill, load, render, draw)
+    command.run(benchmark, arguments())
 
 
 if __name__ == "__main__":

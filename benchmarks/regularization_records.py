@@ -1,11 +1,11 @@
 """What is measured of regularization, and the file that it is kept in."""
 
-import json
-from pathlib import Path
+import functools
 from typing import Any, NamedTuple
 
+from . import runs
 from .regularization_ways import PLAIN
-from .runs import plain, ratio, Run, seconds
+from .runs import ratio, Run, seconds
 
 
 class Case(NamedTuple):
@@ -85,18 +85,11 @@ class Results(NamedTuple):
         found = (step.run for step in self.steps if step[: len(asked)] == asked)
         return seconds(next(found, None))
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(plain(self), indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> "Results":
-        record = json.loads(path.read_text())
-        record["steps"] = [_gradient_step(one) for one in record["steps"]]
-        for key, kind in dict(quadrature=QuadratureError, norms=NormSteps).items():
-            record[key] = [kind(**one) for one in record[key]]
-        return cls(**record)
-
-
-def _gradient_step(record: dict[str, Any]) -> GradientStep:
-    run = record.get("run")
-    return GradientStep(**{**record, "run": run if run is None else Run(**run)})
+load = functools.partial(
+    runs.load,
+    results=Results,
+    steps=GradientStep,
+    quadrature=QuadratureError,
+    norms=NormSteps,
+)

@@ -1,7 +1,12 @@
 """What all benchmarks keep of a compiled function, or of why there is none."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+
+Results = TypeVar("Results")
 
 
 class Run(NamedTuple):
@@ -36,6 +41,29 @@ def describe(error: Exception) -> str:
     """The first line, shortened: the messages of some errors are pages long."""
     line = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {line}"[:160]
+
+
+def save(results: Any, path: Path) -> None:
+    path.write_text(json.dumps(plain(results), indent=1) + "\n")
+
+
+def load(
+    path: Path, results: Callable[..., Results], **kinds: Callable[..., Any]
+) -> Results:
+    """What was saved: lists of these named tuples, and how they came about."""
+    record = json.loads(path.read_text())
+    for key, kind in kinds.items():
+        record[key] = [kind(**_with_runs(one)) for one in record[key]]
+    return results(**record)
+
+
+def _with_runs(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: Run(**{"memory_bytes": None, **value})
+        if isinstance(value, Mapping)
+        else value
+        for key, value in record.items()
+    }
 
 
 def plain(value: Any) -> Any:

@@ -8,10 +8,8 @@ picture of them.
 """
 
 import argparse
-import functools
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import diffrax_speedreg as dsr
 import jax.random as jr
@@ -23,7 +21,7 @@ from .solver_fit import fit
 from .solver_measure import exact_state, floor, measure
 from .solver_plot import draw
 from .solver_problems import PROBLEMS
-from .solver_records import Floor, KINDS, NetworkSolve, Results, SmoothSolve
+from .solver_records import Floor, KINDS, load, NetworkSolve, Results, SmoothSolve
 from .solver_report import render
 from .solver_ways import evaluation_ways, FEWEST_STEPS, gradient_ways, Setting
 from .timing import Rounds
@@ -144,33 +142,24 @@ def arguments() -> argparse.Namespace:
         metavar="STEPS",
         help="of adaptive solves of networks, for which there is room",
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = arguments()
-    if options.render is not None:
-        write(Results.load(options.render), options.render)
-        return
-    command.configure(options)
+    options = parser.parse_args()
     if options.quick:
         options.orders = options.orders or [1]
         options.batch = options.batch or [4]
         options.smooth_orders = options.smooth_orders[:1]
         options.repeats, options.seconds, options.updates = 3, 0.1, 3
+    return options
+
+
+def begin(options: argparse.Namespace) -> Results:
     options.scale = SCALES
-    path = command.figures_path("solver", options)
     record = command.circumstances(options, "optax", "heyoka")
-    results = Results(**record, floors=[], networks=[], smooth=[])
-    for _ in fill(results, options):
-        # Each time: what has been measured should survive an interruption.
-        results.save(path)
-    write(results, path)
-    print(path.with_suffix(".md").read_text())
+    return Results(**record, floors=[], networks=[], smooth=[])
 
 
-def write(results: Results, path: Path) -> None:
-    command.write(path, render(results), functools.partial(draw, results))
+def main() -> None:
+    benchmark = command.Benchmark("solver", begin, fill, load, render, draw)
+    command.run(benchmark, arguments())
 
 
 if __name__ == "__main__":

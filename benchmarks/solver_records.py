@@ -1,10 +1,10 @@
 """What is measured of solvers, and the file that it is kept in."""
 
-import json
-from pathlib import Path
+import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .runs import plain, ratio, Run, seconds
+from . import runs
+from .runs import ratio, Run, seconds
 
 
 Kind: TypeAlias = Literal["evaluation", "gradient"]
@@ -91,22 +91,7 @@ class Results(NamedTuple):
         found = (one.run for one in self.networks if one[: len(asked)] == asked)
         return seconds(next(found, None))
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(plain(self), indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> "Results":
-        record = json.loads(path.read_text())
-        kinds = dict(floors=Floor, networks=NetworkSolve, smooth=SmoothSolve)
-        for key, kind in kinds.items():
-            record[key] = [kind(**_with_runs(one)) for one in record[key]]
-        return cls(**record)
-
-
-def _with_runs(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: Run(**{"memory_bytes": None, **value})
-        if isinstance(value, dict)
-        else value
-        for key, value in record.items()
-    }
+load = functools.partial(
+    runs.load, results=Results, floors=Floor, networks=NetworkSolve, smooth=SmoothSolve
+)

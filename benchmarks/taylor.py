@@ -10,7 +10,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,7 +24,7 @@ from .goals import NESTED
 from .measure import Limits, measure
 from .plot import draw
 from .problem import Problem
-from .records import Measurement, Results
+from .records import load, Results
 from .report import render
 from .timing import Rounds
 
@@ -56,7 +55,8 @@ PLANS = {
 }
 
 
-def run(options: argparse.Namespace) -> Iterator[Measurement]:
+def fill(results: Results, options: argparse.Namespace) -> Iterator[None]:
+    """Adds to the results, and yields whenever there is more of them."""
     rounds = Rounds(repeats=options.repeats, most_seconds=options.seconds)
     limits = Limits(rounds, options.compile_limit, 1 if options.quick else 3)
     for name in options.fields:
@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> Iterator[Measurement]:
             ):
                 order = measurements[0].order
                 print(f"{name}, batch {batch}, K = {order}", file=sys.stderr)
-                yield from measurements
+                results.measurements.extend(measurements)
+                yield
 
 
 def arguments() -> argparse.Namespace:
@@ -90,32 +91,21 @@ def arguments() -> argparse.Namespace:
         default=1e-3,
         help="how far numbers may differ, in parts of the largest",
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = arguments()
-    if options.render is not None:
-        write(Results.load(options.render), options.render)
-        return
-    command.configure(options)
+    options = parser.parse_args()
     if options.quick:
         options.orders = options.orders or [2, 3]
         options.batch = options.batch or [4]
         options.repeats, options.seconds = 3, 0.1
-    path = command.figures_path("taylor", options)
-    measurements: list[Measurement] = []
-    results = Results(**command.circumstances(options), measurements=measurements)
-    for measurement in run(options):
-        measurements.append(measurement)
-        # Each time: what has been measured should survive an interruption.
-        results.save(path)
-    write(results, path)
-    print(path.with_suffix(".md").read_text())
+    return options
 
 
-def write(results: Results, path: Path) -> None:
-    command.write(path, render(results), functools.partial(draw, results))
+def begin(options: argparse.Namespace) -> Results:
+    return Results(**command.circumstances(options), measurements=[])
+
+
+def main() -> None:
+    benchmark = command.Benchmark("taylor", begin, fill, load, render, draw)
+    command.run(benchmark, arguments())
 
 
 if __name__ == "__main__":

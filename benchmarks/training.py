@@ -7,18 +7,16 @@ a picture of them.
 """
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from . import command
 from .timing import Rounds
 from .training_measure import measure_loop, measure_scaling
 from .training_plot import draw
 from .training_problem import SIZES
-from .training_records import Case, Results
+from .training_records import Case, load, Results
 from .training_report import render
 
 
@@ -50,26 +48,21 @@ def fill(results: Results, options: argparse.Namespace) -> Iterator[None]:
             yield
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     options = command.parser("training", __doc__, SIZES, seconds=20.0).parse_args()
-    if options.render is not None:
-        write(Results.load(options.render), options.render)
-        return
-    command.configure(options)
     if options.quick:
         options.batch = options.batch or [16]
         options.repeats, options.seconds = 3, 0.1
-    path = command.figures_path("training", options)
-    results = Results(**command.circumstances(options), loops=[], scalings=[])
-    for _ in fill(results, options):
-        # Each time: what has been measured should survive an interruption.
-        results.save(path)
-    write(results, path)
-    print(path.with_suffix(".md").read_text())
+    return options
 
 
-def write(results: Results, path: Path) -> None:
-    command.write(path, render(results), functools.partial(draw, results))
+def begin(options: argparse.Namespace) -> Results:
+    return Results(**command.circumstances(options), loops=[], scalings=[])
+
+
+def main() -> None:
+    benchmark = command.Benchmark("training", begin, fill, load, render, draw)
+    command.run(benchmark, arguments())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """What is measured of training, and the file that it is kept in."""
 
-import json
+import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from .runs import plain
+from . import runs
 
 
 class Case(NamedTuple):
@@ -80,12 +79,5 @@ class Results(NamedTuple):
                 if same_case and (base.devices, base.cores) == (devices, cores):
                     yield Case(*ours[:3]), base.seconds / ours.seconds
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(plain(self), indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> "Results":
-        record = json.loads(path.read_text())
-        for key, kind in dict(loops=Loop, scalings=Scaling).items():
-            record[key] = [kind(**one) for one in record[key]]
-        return cls(**record)
+load = functools.partial(runs.load, results=Results, loops=Loop, scalings=Scaling)

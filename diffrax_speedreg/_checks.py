@@ -13,6 +13,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
+from ._custom_types import RealScalarLike
+
 
 def check_positive_integer(value: Any, name: str) -> int:
     try:
@@ -45,6 +47,17 @@ def as_state(y: PyTree[Any]) -> PyTree[Array]:
     if not jtu.tree_leaves(y):
         raise ValueError(f"The state has no arrays: got {y!r}.")
     return jtu.tree_map_with_path(check, y)
+
+
+def as_time(t: RealScalarLike) -> Array:
+    """An integer of Python becomes a number that adapts to the state's precision."""
+    time = jnp.asarray(float(t) if isinstance(t, int) else t)
+    if time.ndim > 0:
+        raise ValueError(
+            f"`t` must be a scalar, but has the shape {time.shape}. Use `jax.vmap` for "
+            "several times."
+        )
+    return time
 
 
 def check_like_state(

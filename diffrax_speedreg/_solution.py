@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from ._checks import (
     as_state,
+    as_time,
     check_like_state,
     check_positive_integer,
     check_time_driven,
@@ -158,7 +159,7 @@ def taylor_coefficients(
     """
     order = check_positive_integer(order, "order")
     coefficients = _coefficients(
-        term, jnp.asarray(t), as_state(y), args, tuple(range(order + 1))
+        term, as_time(t), as_state(y), args, tuple(range(order + 1))
     )
     return jtu.tree_map(lambda *leaves: jnp.stack(leaves), *coefficients)
 
@@ -179,5 +180,5 @@ def total_derivative(
     `order`.
     """
     order = check_positive_integer(order, "order")
-    (coefficient,) = _coefficients(term, jnp.asarray(t), as_state(y), args, (order,))
+    (coefficient,) = _coefficients(term, as_time(t), as_state(y), args, (order,))
     return (coefficient**ω * float(math.factorial(order))).ω

@@ -87,18 +87,35 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
     def __init__(
         self,
         term: dfx.AbstractTerm,
-        order: int = 3,
+        order: int | None = None,
         *,
         regularizer: AbstractRegularizer | None = None,
     ):
+        r"""**Arguments:**
+
+        - `term`: the term to wrap, of the form $f(t, y, \text{args})\,\mathrm{d}t$.
+        - `order`: $K$, at least 1; 3 if neither this nor a regularizer is given.
+        - `regularizer`: what to integrate instead of `Speed(order)`.
+
+        **Raises:**
+
+        A `ValueError` for other terms, orders and regularizers, and if both an order
+        and a regularizer are given.
+        """
         check_time_driven(term)
         if not isinstance(regularizer, AbstractRegularizer | None):
             raise ValueError(
                 "`regularizer` must be an `AbstractRegularizer`, such as `Speed(3)`, "
                 f"or `None`, but got {regularizer!r}."
             )
-        self.term = term
-        self.regularizer = Speed(order) if regularizer is None else regularizer
+        if order is not None and regularizer is not None:
+            raise ValueError(
+                f"Pass either `order={order}` or `regularizer={regularizer!r}`, not "
+                f"both: the order is that of the regularizer `Speed({order})`."
+            )
+        if regularizer is None:
+            regularizer = Speed(3 if order is None else order)
+        self.term, self.regularizer = term, regularizer
 
     def init(self, y0: Y) -> SpeedState:
         """The augmented initial state, to pass to `diffrax.diffeqsolve`.

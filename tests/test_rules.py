@@ -74,6 +74,23 @@ def test_own_recurrence_by_name(y):
     )
 
 
+def test_recurrence_is_asked_from_order_one_on(y):
+    """Also where a JVP rule hands over a zero."""
+    primitive = _primitive("zeroth_exponential", jnp.exp)
+    dsr.rules.register(primitive, dsr.rules.Rule(_exponential))
+
+    @jax.custom_jvp
+    def squared(x):
+        return x**2
+
+    @squared.defjvp
+    def _(primals, tangents):
+        (x,), (dx,) = primals, tangents
+        return squared(x), 2 * x * jax.jit(primitive.bind)(0.0) * dx
+
+    _check(lambda t, y: squared(y), lambda t, y: y**2, y)
+
+
 def test_no_recurrence_for_these_parameters(y):
     """Then the expansion follows from the JVP rule, as it does without a rule."""
     primitive = _primitive("shifted_sine", jnp.sin)

@@ -295,3 +295,20 @@ def test_field_of_another_dtype():
 
     with pytest.raises(ValueError, match=r"shapes and dtypes.*c128\[2\].*f64\[2\]"):
         dsr.taylor_coefficients(Complex(), 0.0, jnp.ones(2), order=2)
+
+
+@pytest.mark.parametrize("t", (1, 1.0))
+def test_time_of_python_keeps_the_precision(t):
+    term = dfx.ODETerm(lambda t, y, args: jnp.sin(t * y))
+    y = jnp.array([0.3, -0.7], jnp.float32)
+    actual = dsr.taylor_coefficients(term, t, y, order=3)
+    expected = nested_coefficients(
+        lambda t, y: jnp.sin(t * y), jnp.float32(1), y, order=3
+    )
+    assert tree_allclose(actual, expected, **tolerance(jnp.float32, 10))
+
+
+def test_several_times(without_type_checks):
+    term = dfx.ODETerm(lambda t, y, args: -y)
+    with pytest.raises(ValueError, match=r"`t` must be a scalar.*\(2,\).*jax.vmap"):
+        dsr.taylor_coefficients(term, jnp.ones(2), jnp.ones(2), order=2)

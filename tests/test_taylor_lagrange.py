@@ -366,7 +366,7 @@ def test_bad_remainder(without_type_checks):
         dsr.TaylorLagrangeSolver(2, "mlp")
 
 
-def test_bad_speed(without_type_checks):
+def test_speed_with_a_weight(without_type_checks):
     with pytest.raises(ValueError, match="must be a `Speed`.*WeightedSum"):
         dsr.TaylorLagrangeSolver(2, speed=0.1 * dsr.Speed(1))
 

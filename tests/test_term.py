@@ -210,6 +210,11 @@ def test_bad_regularizer(without_type_checks):
         dsr.SpeedRegularizedTerm(_decay, regularizer=3)
 
 
+def test_order_and_regularizer():
+    with pytest.raises(ValueError, match="either `order=5` or .*, not both"):
+        dsr.SpeedRegularizedTerm(_decay, 5, regularizer=dsr.Speed(2))
+
+
 def test_controlled_term():
     path = dfx.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
     term = dfx.ControlTerm(lambda t, y, args: y, path)

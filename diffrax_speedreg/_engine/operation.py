@@ -15,6 +15,12 @@ def avals(atoms: Sequence[jex.Var | jex.Literal]) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in shaped]
 
 
+def is_mutable(*atoms: jex.Var | jex.Literal) -> bool:
+    """Whether there are references to arrays among them, as those of `jax.new_ref`."""
+    shaped: list[Any] = [atom.aval for atom in atoms]
+    return any(getattr(aval, "inner_aval", None) for aval in shaped)
+
+
 def literal_value(literal: jex.Literal) -> np.ndarray:
     (aval,) = avals([literal])
     return np.asarray(literal.val, aval.dtype)
@@ -54,8 +60,7 @@ class Operation:
     ) -> "Operation":
         """`source`, if the equation is not the user's, but derived from one."""
         source = source or eqn.source_info
-        atoms: list[Any] = [*eqn.invars, *eqn.outvars]
-        if any(getattr(atom.aval, "inner_aval", None) for atom in atoms):
+        if is_mutable(*eqn.invars, *eqn.outvars):
             # What happens to these depends on an order that recurrences do not keep.
             raise NotImplementedError(
                 f"A vector field with mutable arrays, such as at {summarize(source)}, "

@@ -66,9 +66,10 @@ class Rule(eqx.Module):
         and outputs) and the [`diffrax_speedreg.rules.Series`][] of its inputs and
         outputs. `coefficients(k)` returns the list of the k-th coefficients of all
         outputs, `None` for those that are zero, from the coefficients $0, \ldots, k$ of
-        the inputs and $0, \ldots, k - 1$ of the outputs. It is called once for each
-        $k \geq 1$, in order; for $k = 0$ the primitive itself is. Instead of `coefficients`, `None` says that there is no
-        recurrence for these parameters, and that the JVP rule is to be used.
+        the inputs and $0, \ldots, k - 1$ of the outputs. It is called once for each $k
+        \geq 1$, in order; for $k = 0$ the primitive itself is. Instead of
+        `coefficients`, `None` says that there is no recurrence for these parameters,
+        and that the JVP rule is to be used.
     - `is_zero`: whether the output is zero by structure, from the list of those truths
         about the inputs of inexact dtype: `any` for a product, `all` for a sum.
     - `constants`: a function `(operation, inputs) -> list[bool]` that says which of the

@@ -12,7 +12,7 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as jexp
 from jaxtyping import Array
 
-from .operation import avals, literal_value, Operation
+from .operation import avals, is_mutable, literal_value, Operation
 
 
 @final
@@ -98,6 +98,9 @@ def _describe(value: Any, rules: bool) -> Hashable:
 
 
 def _describe_jaxpr(jaxpr: jex.Jaxpr, rules: bool) -> Hashable:
+    if is_mutable(*jaxpr.constvars, *jaxpr.invars):
+        # What a kernel does to its references depends on their order.
+        return Identity(jaxpr)
     numbers: dict[jex.Var, int] = {}
 
     def number(var: jex.Var) -> Hashable:

@@ -70,7 +70,6 @@ UNDIFFERENTIABLE: dict[str, Entry] = group(
             "composite": lax.composite(jnp.sin, "test.sine"),
             "pure_callback": lambda x: jax.pure_callback(np.sin, x, x),
             "io_callback": lambda x: jax.experimental.io_callback(np.sin, x, x),
-            "nextafter": lambda x: lax.nextafter(x, x + 1),
             "pmax": jax.vmap(lambda x: lax.pmax(x, "i"), axis_name="i"),
         },
     ),

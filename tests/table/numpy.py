@@ -399,7 +399,7 @@ COMPLEX = group(
         """,
         numbers,
     ),
-    named(jax.nn, "logsumexp sigmoid softmax", numbers),
+    named(jax.nn, "logsumexp sigmoid", numbers),
     named(jnp, "add divide dot logaddexp multiply outer power vdot", number_pair),
     named(lax, "rsqrt", numbers),
     on(
