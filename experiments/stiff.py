@@ -23,7 +23,7 @@ import scipy.sparse
 from jaxtyping import Array, Float, Key
 from scipy.optimize import linprog
 
-from . import report
+from . import records, report
 
 
 EIGENVALUES = np.array([-1000.0, -1.0])
@@ -224,7 +224,7 @@ def main() -> None:
         cells.append([str(order), f"{step:g}", *numbers])
     table = report.table(cells)
     (options.output / "stiff.md").write_text(table + "\n")
-    record = report.circumstances(options) | dict(results=[r._asdict() for r in rows])
+    record = records.circumstances(options) | dict(results=[r._asdict() for r in rows])
     figures = options.output / "stiff.json"
     figures.write_text(json.dumps(record, indent=2) + "\n")
     print(f"{table}\n\nFigures: {figures}")
