@@ -215,6 +215,35 @@ def test_damaged_file(tmp_path, states, damage, message):
     assert _names(tmp_path) == [bad.name, "step-0000000008.ckpt"]
 
 
+def test_damaged_files_do_not_count(tmp_path, states):
+    """However many later ones are torn: the good ones are not removed for them."""
+    start, later = states
+    checkpoints = dsr.Checkpoints(tmp_path, keep=2)
+    for step in (7, 8):
+        (tmp_path / f"step-{step:010d}.ckpt").write_bytes(b"torn")
+    for step in (4, 5, 6):
+        checkpoints.save(start if step < 6 else later, step)
+    assert [int(name[5:15]) for name in _names(tmp_path)] == [5, 6, 7, 8]
+    with pytest.warns(UserWarning, match="An earlier checkpoint"):
+        assert same_bits(checkpoints.restore(start), later)
+
+
+def test_step_back(tmp_path, states):
+    """What is written now is kept, even if later steps are there."""
+    checkpoints = dsr.Checkpoints(tmp_path, keep=1)
+    for step in (9, 4):
+        checkpoints.save(states[0], step)
+    assert _names(tmp_path) == ["step-0000000004.ckpt"]
+
+
+def test_many_steps(tmp_path, states):
+    checkpoints = dsr.Checkpoints(tmp_path, keep=1)
+    for step in (9, 10**11):
+        checkpoints.save(states[0], step)
+        assert checkpoints.latest_step() == step
+    assert _names(tmp_path) == ["step-100000000000.ckpt"]
+
+
 def test_all_are_damaged(tmp_path, states):
     (tmp_path / "step-0000000007.ckpt").write_bytes(b"something")
     with pytest.warns(UserWarning, match="not a checkpoint"):
@@ -270,6 +299,18 @@ def test_full_disk(tmp_path, states):
     with pytest.raises(dsr.CheckpointError, match="No space left on device.*Make room"):
         dsr.save_checkpoint(path, later)
     assert path.read_bytes() == before and _names(tmp_path) == ["model.ckpt"]
+
+
+def test_read_only_disk(tmp_path, monkeypatch):
+    """Nothing can be removed there either; that is the same error."""
+
+    def read_only(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(dsr.CheckpointError, match="Read-only.*Make room, or choose"):
+        dsr.save_checkpoint(tmp_path / "model.ckpt", jnp.zeros(2))
 
 
 def test_full_disk_for_a_while(tmp_path, monkeypatch, trainer, states):

@@ -5,6 +5,7 @@ JSON, with hyperparameters and what the leaves are, and the leaves as Equinox wr
 them, in NumPy's format. Nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -85,7 +86,9 @@ def save_checkpoint(
         os.replace(unfinished, path)
         _sync_folder(path.parent)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        # It can't be removed either where all is read-only.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise CheckpointError(
             f"The checkpoint {path} could not be written: "
             f"{error.strerror or error}. Those written before are as they were. Make "

@@ -20,7 +20,7 @@ from .sharding import is_writer
 
 
 _T = TypeVar("_T")
-_name = re.compile(r"step-(\d{10})(?:-(\d+))?\.ckpt")
+_name = re.compile(r"step-(\d{10,})(?:-(\d+))?\.ckpt")
 
 
 class Checkpoints(eqx.Module):
@@ -58,7 +58,7 @@ class Checkpoints(eqx.Module):
             can see.
         - `hyperparameters`: as for [`diffrax_speedreg.save_checkpoint`][].
         - `seconds`: how long [`diffrax_speedreg.fit`][] waits from one to the next.
-        - `keep`: how many of them to keep.
+        - `keep`: how many of them to keep; those that are torn do not count.
 
         [`diffrax_speedreg.CheckpointError`][] is raised if there can't be that folder.
         """
@@ -96,13 +96,15 @@ class Checkpoints(eqx.Module):
         """
         if not is_writer():
             return
-        save_checkpoint(self._free_path(step), state, self.hyperparameters)
+        new = self._free_path(step)
+        save_checkpoint(new, state, self.hyperparameters)
         for leftover in self.folder.glob(".step-*.unfinished"):
-            leftover.unlink()  # Of a process that was killed while it wrote.
-        for path in self._paths()[self.keep :]:
-            # What is torn or foreign may be of use to somebody.
-            if _is_intact(path):
-                path.unlink()
+            leftover.unlink(missing_ok=True)  # Of a process killed while it wrote.
+        # What is torn or foreign may be of use to somebody; and is no reason to remove
+        # one that is not.
+        others = [path for path in self._paths() if path != new and _is_intact(path)]
+        for path in others[self.keep - 1 :]:
+            path.unlink(missing_ok=True)
 
     def restore(self, state: _T) -> _T:
         """Reads the latest checkpoint that is intact; warns of any later one.
