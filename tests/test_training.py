@@ -1,5 +1,7 @@
 """The parts of alternating training, by themselves."""
 
+from functools import partial
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -215,6 +217,42 @@ def test_encoder_and_decoder_around_the_equation():
     again, _ = trainer.remainder_step(after, batch, targets)
     assert same_bits(again.model, after.model)
     assert not eqx.tree_equal(arrays(again.solver), arrays(after.solver))
+
+
+@pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
+def test_complex_parameters():
+    """Both parts go downhill, to where the loss is least."""
+    goal = 1 + 2j
+    trainer = make_trainer(
+        problem=lambda shift, batch: dsr.InitialValueProblem(
+            dfx.ODETerm(lambda t, y, args: jnp.zeros_like(y)), batch + shift
+        ),
+        loss=lambda shift, y1, batch: jnp.mean(jnp.abs(y1 - goal) ** 2),
+        num_steps=1,
+        model_optimizer=optax.sgd(0.25),
+    )
+    solver = dsr.TaylorLagrangeSolver(1)
+    state = trainer.init(jnp.zeros((), complex), solver, key=jr.key(0))
+    batch = jnp.zeros((4, 2), complex)
+    for _ in range(60):
+        state, report = trainer.dynamics_step(state, batch)
+    assert tree_allclose(state.model, jnp.array(goal), rtol=1e-12, atol=0.0)
+
+
+def test_single_precision_in_both_halves():
+    """Python's times of the problem are no reason for a remainder step in double."""
+    single = partial(
+        jax.tree_util.tree_map,
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x,
+    )
+    trainer = make_trainer(num_steps=1)
+    solver = single(dsr.TaylorLagrangeSolver(1, dsr.ConstantCorrection(2)))
+    state = trainer.init(single(Linear(ROTATION)), solver, key=jr.key(0))
+    batch = single(make_batch(jr.key(1)))
+    targets = trainer.targets(state, batch)
+    assert targets.t0.dtype == targets.t1.dtype == jnp.float32
+    _, report = trainer.remainder_step(state, batch, targets)
+    assert report.error.dtype == jnp.float32
 
 
 def test_penalty_may_change_without_a_retrace():
