@@ -127,6 +127,18 @@ def test_resumed_by_fit(tmp_path, trainer, states):
     assert _names(tmp_path) == ["step-0000000002.ckpt", "step-0000000003.ckpt"]
 
 
+def test_other_hyperparameters(tmp_path, states):
+    """They may decide on the data, of which a checkpoint knows nothing."""
+    start, later = states
+    settings = dict(seed=0, widths=(3, 4), rate=0.1)
+    dsr.Checkpoints(tmp_path, settings).save(later, 3)
+    assert same_bits(dsr.Checkpoints(tmp_path, settings).restore(start), later)
+    assert same_bits(dsr.Checkpoints(tmp_path).restore(start), later)
+    changed = dsr.Checkpoints(tmp_path, settings | dict(seed=1, new=2))
+    with pytest.warns(UserWarning, match="training with seed=0, which is not.*anew"):
+        assert same_bits(changed.restore(start), later)
+
+
 def test_forgotten_to_restore(tmp_path, trainer, states):
     start, later = states
     checkpoints = dsr.Checkpoints(tmp_path)
@@ -281,6 +293,9 @@ def test_missing_file(tmp_path):
 def test_hyperparameters_that_are_not_json(tmp_path, value):
     with pytest.raises(dsr.CheckpointError, match="can't be written as JSON.*names"):
         dsr.save_checkpoint(tmp_path / "x.ckpt", jnp.zeros(2), dict(value=value))
+    # Before a training, and not only when it is time for a checkpoint.
+    with pytest.raises(dsr.CheckpointError, match="can't be written as JSON.*names"):
+        dsr.Checkpoints(tmp_path / "run", dict(value=value))
 
 
 needs_dev_full = pytest.mark.skipif(

@@ -68,14 +68,10 @@ def save_checkpoint(
     full, say.
     """
     path = Path(path)
-    header = dict(hyperparameters=hyperparameters or {}, leaves=_describe(state))
-    try:
-        line = json.dumps(header, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The hyperparameters can't be written as JSON: {error}. Pass numbers, "
-            "strings, lists and dictionaries, and names in place of functions."
-        ) from error
+    header = dict(
+        hyperparameters=as_json(hyperparameters or {}), leaves=_describe(state)
+    )
+    line = json.dumps(header).encode()
     leaves = io.BytesIO()
     eqx.tree_serialise_leaves(leaves, jtu.tree_map(_without_key, state))
     body = line + b"\n" + leaves.getvalue()
@@ -159,6 +155,17 @@ def read_hyperparameters(path: str | Path) -> dict[str, Any]:
 def check_intact(path: Path) -> None:
     """Raises [`diffrax_speedreg.CheckpointError`][] if a file is torn or foreign."""
     _read(path)
+
+
+def as_json(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as they will be read; an error if they can't be written."""
+    try:
+        return json.loads(json.dumps(dict(hyperparameters), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The hyperparameters can't be written as JSON: {error}. Pass numbers, "
+            "strings, lists and dictionaries, and names in place of functions."
+        ) from error
 
 
 def _read(path: Path) -> _Content:

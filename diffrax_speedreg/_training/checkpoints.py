@@ -11,9 +11,11 @@ from jaxtyping import PyTree
 
 from .._checks import check_positive_integer
 from .checkpoint_file import (
+    as_json,
     check_intact,
     CheckpointError,
     load_checkpoint,
+    read_hyperparameters,
     save_checkpoint,
 )
 from .sharding import is_writer
@@ -60,10 +62,11 @@ class Checkpoints(eqx.Module):
         - `seconds`: how long [`diffrax_speedreg.fit`][] waits from one to the next.
         - `keep`: how many of them to keep; those that are torn do not count.
 
-        [`diffrax_speedreg.CheckpointError`][] is raised if there can't be that folder.
+        [`diffrax_speedreg.CheckpointError`][] is raised if there can't be that folder,
+        or if JSON does not know the hyperparameters.
         """
         self.folder = Path(folder)
-        self.hyperparameters = hyperparameters or {}
+        self.hyperparameters = as_json(hyperparameters or {})
         self.seconds = seconds
         self.keep = check_positive_integer(keep, "keep")
         if not seconds >= 0:
@@ -107,7 +110,8 @@ class Checkpoints(eqx.Module):
             path.unlink(missing_ok=True)
 
     def restore(self, state: _T) -> _T:
-        """Reads the latest checkpoint that is intact; warns of any later one.
+        """Reads the latest checkpoint that is intact; warns of any later one, and of
+        hyperparameters that are others than these.
 
         **Arguments:**
 
@@ -134,7 +138,20 @@ class Checkpoints(eqx.Module):
             multihost_utils.assert_equal(
                 found, f"The processes must all see the folder {self.folder}."
             )
-        return state if path is None else load_checkpoint(path, state)
+        if path is None:
+            return state
+        self._compare_hyperparameters(path)
+        return load_checkpoint(path, state)
+
+    def _compare_hyperparameters(self, path: Path) -> None:
+        theirs, ours = read_hyperparameters(path), self.hyperparameters
+        changed = [f"{n}={v!r}" for n, v in theirs.items() if ours.get(n, v) != v]
+        if changed:
+            warnings.warn(
+                f"The checkpoint {path} is of a training with {', '.join(changed)}, "
+                "which is not what was passed now. To start anew, choose another "
+                "folder."
+            )
 
     def _paths(self) -> list[Path]:
         """Those of all checkpoints, the latest first."""
