@@ -298,6 +298,16 @@ def test_hyperparameters_that_are_not_json(tmp_path, value):
         dsr.Checkpoints(tmp_path / "run", dict(value=value))
 
 
+@pytest.mark.parametrize(
+    "array", (np.ones(3, jnp.bfloat16), jnp.ones(3, jnp.float8_e4m3fn))
+)
+def test_dtypes_that_could_not_be_read_again(tmp_path, array):
+    message = rf"`state\['x'\]` can't be written.*{array.dtype}. Convert it"
+    with pytest.raises(dsr.CheckpointError, match=message):
+        dsr.save_checkpoint(tmp_path / "x.ckpt", dict(x=array))
+    assert _names(tmp_path) == []
+
+
 needs_dev_full = pytest.mark.skipif(
     not os.path.exists("/dev/full"), reason="There is no device that is always full."
 )

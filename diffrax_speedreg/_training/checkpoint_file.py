@@ -65,13 +65,14 @@ def save_checkpoint(
     **Raises:**
 
     [`diffrax_speedreg.CheckpointError`][] if it can't be written, because the disk is
-    full, say.
+    full, say, or because of a dtype that NumPy's format does not know.
     """
     path = Path(path)
     header = dict(
         hyperparameters=as_json(hyperparameters or {}), leaves=_describe(state)
     )
     line = json.dumps(header).encode()
+    _check_dtypes(state)
     leaves = io.BytesIO()
     eqx.tree_serialise_leaves(leaves, jtu.tree_map(_without_key, state))
     body = line + b"\n" + leaves.getvalue()
@@ -220,6 +221,22 @@ def _describe(state: PyTree[Any]) -> list[list[str]]:
         for path, leaf in jtu.tree_leaves_with_path(state)
         if isinstance(leaf, (*saved, bool, int, float, complex))
     ]
+
+
+def _check_dtypes(state: PyTree[Any]) -> None:
+    """Of what could be written, but not be read."""
+    for path, leaf in jtu.tree_leaves_with_path(state):
+        if not eqx.is_array(leaf) or _is_key(leaf):
+            continue
+        if isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16:
+            continue  # Equinox knows what to do.
+        descr = np.lib.format.dtype_to_descr(leaf.dtype)
+        if np.lib.format.descr_to_dtype(descr) != leaf.dtype:
+            raise CheckpointError(
+                f"`state{jtu.keystr(path)}` can't be written: NumPy's format does not "
+                f"know a {type(leaf).__name__} of {leaf.dtype}. Convert it, to "
+                "float32 for example, or to a JAX array if it is of bfloat16."
+            )
 
 
 def _without_key(leaf: Any) -> Any:
