@@ -286,6 +286,11 @@ def test_no_remainder_to_train(trainer):
         trainer.remainder_step(state, batch, targets)
 
 
+def test_solver_that_has_nothing_to_train(trainer, without_type_checks):
+    with pytest.raises(ValueError, match="`TaylorLagrangeSolver` or.*got Tsit5.*loop"):
+        trainer.init(Linear(ROTATION), dfx.Tsit5(), key=jr.key(0))
+
+
 def test_no_speed_to_weigh(state):
     with pytest.raises(
         ValueError, match=r"`speed_weight=0.5` needs a speed.*Speed\(K\)"

@@ -155,9 +155,16 @@ class AlternatingTrainer(eqx.Module):
 
         **Returns:**
 
-        The state, with fresh optimizer states.
+        The state, with fresh optimizer states. A `ValueError` is raised for any other
+        solver.
         """
         check_solver(solver)
+        if not isinstance(solver, Solver):
+            raise ValueError(
+                "`solver` must be a `TaylorLagrangeSolver` or a `HyperSolver`, but got "
+                f"{solver!r}. Other solvers have nothing to train: use them by "
+                "`diffrax.diffeqsolve` in a loop of your own."
+            )
         return AlternatingState(
             model,
             solver,
