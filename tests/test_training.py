@@ -171,6 +171,15 @@ def test_evaluation(trainer, state):
     )
 
 
+def test_evaluation_of_what_can_not_be_solved():
+    """How far the reference solve came is not mistaken for what it needs."""
+    trainer = make_trainer(reference_max_steps=4, num_steps=1)
+    state = make_state(trainer, dsr.TaylorLagrangeSolver(1))
+    evaluation = trainer.evaluate(state, make_batch(jr.key(1)))
+    assert jnp.isnan(evaluation.error) and evaluation.nfe == -1
+    assert jnp.isfinite(evaluation.loss)
+
+
 def test_implicit_reference_solver():
     """For a stiff equation; how many evaluations it makes is not known."""
     trainer = make_trainer(reference_solver=dfx.Kvaerno5(), reference_tolerance=1e-5)

@@ -408,6 +408,8 @@ def _known_nfe(
     trainer: AlternatingTrainer, reference: dfx.Solution
 ) -> Int[Array, ""] | None:
     try:
-        return nfe(trainer.reference_solver, reference, adaptive=True)
+        count = nfe(trainer.reference_solver, reference, adaptive=True)
     except ValueError:  # An implicit solver.
         return None
+    # One that gave up is not cheap.
+    return jnp.where(reference.result == dfx.RESULTS.successful, count, -1)
