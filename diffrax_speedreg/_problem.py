@@ -55,7 +55,7 @@ def solve_fixed(
     1), and the solver's own final state in `solver_state`.
     """
     num_steps = check_positive_integer(num_steps, "num_steps")
-    problem = _with_dtypes(problem)
+    problem = with_dtypes(problem)
     ts = jnp.linspace(problem.t0, problem.t1, num_steps + 1)
     return _solve(
         problem,
@@ -98,7 +98,7 @@ def solve_adaptive(
     """
     if isinstance(tolerance, int | float) and not tolerance > 0:
         raise ValueError(f"`tolerance` must be positive, but got {tolerance!r}.")
-    problem = _with_dtypes(problem)
+    problem = with_dtypes(problem)
     controller = dfx.PIDController(rtol=tolerance, atol=tolerance, norm=norm)
     if stop_at is not None:
         # Interpolated states would be less accurate than the steps' ends.
@@ -143,6 +143,16 @@ def final_state(solution: dfx.Solution) -> PyTree[Array]:
     return jtu.tree_map(lambda leaf: leaf[last], solution.ys)
 
 
+def with_dtypes(problem: InitialValueProblem) -> InitialValueProblem:
+    """With arrays for the state and for the times."""
+    y0 = as_state(problem.y0)
+    # Diffrax promotes the state to the dtype of time; Python's numbers are no reason.
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(y0))
+    t0, t1 = jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype)
+    return InitialValueProblem(problem.term, y0, t0, t1, problem.args)
+
+
 def _solve(
     problem: InitialValueProblem, solver: dfx.AbstractSolver, **options: Any
 ) -> dfx.Solution:
@@ -157,13 +167,3 @@ def _solve(
         problem.args,
         **options,
     )
-
-
-def _with_dtypes(problem: InitialValueProblem) -> InitialValueProblem:
-    """With arrays for the state and for the times."""
-    y0 = as_state(problem.y0)
-    # Diffrax promotes the state to the dtype of time; Python's numbers are no reason.
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(problem.t0, problem.t1, real_dtype(y0))
-    t0, t1 = jnp.asarray(problem.t0, dtype), jnp.asarray(problem.t1, dtype)
-    return InitialValueProblem(problem.term, y0, t0, t1, problem.args)

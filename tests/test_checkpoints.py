@@ -127,6 +127,18 @@ def test_resumed_by_fit(tmp_path, trainer, states):
     assert _names(tmp_path) == ["step-0000000002.ckpt", "step-0000000003.ckpt"]
 
 
+def test_other_hyperparameters(tmp_path, states):
+    """They may decide on the data, of which a checkpoint knows nothing."""
+    start, later = states
+    settings = dict(seed=0, widths=(3, 4), rate=0.1)
+    dsr.Checkpoints(tmp_path, settings).save(later, 3)
+    assert same_bits(dsr.Checkpoints(tmp_path, settings).restore(start), later)
+    assert same_bits(dsr.Checkpoints(tmp_path).restore(start), later)
+    changed = dsr.Checkpoints(tmp_path, settings | dict(seed=1, new=2))
+    with pytest.warns(UserWarning, match="training with seed=0, which is not.*anew"):
+        assert same_bits(changed.restore(start), later)
+
+
 def test_forgotten_to_restore(tmp_path, trainer, states):
     start, later = states
     checkpoints = dsr.Checkpoints(tmp_path)
@@ -215,6 +227,35 @@ def test_damaged_file(tmp_path, states, damage, message):
     assert _names(tmp_path) == [bad.name, "step-0000000008.ckpt"]
 
 
+def test_damaged_files_do_not_count(tmp_path, states):
+    """However many later ones are torn: the good ones are not removed for them."""
+    start, later = states
+    checkpoints = dsr.Checkpoints(tmp_path, keep=2)
+    for step in (7, 8):
+        (tmp_path / f"step-{step:010d}.ckpt").write_bytes(b"torn")
+    for step in (4, 5, 6):
+        checkpoints.save(start if step < 6 else later, step)
+    assert [int(name[5:15]) for name in _names(tmp_path)] == [5, 6, 7, 8]
+    with pytest.warns(UserWarning, match="An earlier checkpoint"):
+        assert same_bits(checkpoints.restore(start), later)
+
+
+def test_step_back(tmp_path, states):
+    """What is written now is kept, even if later steps are there."""
+    checkpoints = dsr.Checkpoints(tmp_path, keep=1)
+    for step in (9, 4):
+        checkpoints.save(states[0], step)
+    assert _names(tmp_path) == ["step-0000000004.ckpt"]
+
+
+def test_many_steps(tmp_path, states):
+    checkpoints = dsr.Checkpoints(tmp_path, keep=1)
+    for step in (9, 10**11):
+        checkpoints.save(states[0], step)
+        assert checkpoints.latest_step() == step
+    assert _names(tmp_path) == ["step-100000000000.ckpt"]
+
+
 def test_all_are_damaged(tmp_path, states):
     (tmp_path / "step-0000000007.ckpt").write_bytes(b"something")
     with pytest.warns(UserWarning, match="not a checkpoint"):
@@ -252,6 +293,19 @@ def test_missing_file(tmp_path):
 def test_hyperparameters_that_are_not_json(tmp_path, value):
     with pytest.raises(dsr.CheckpointError, match="can't be written as JSON.*names"):
         dsr.save_checkpoint(tmp_path / "x.ckpt", jnp.zeros(2), dict(value=value))
+    # Before a training, and not only when it is time for a checkpoint.
+    with pytest.raises(dsr.CheckpointError, match="can't be written as JSON.*names"):
+        dsr.Checkpoints(tmp_path / "run", dict(value=value))
+
+
+@pytest.mark.parametrize(
+    "array", (np.ones(3, jnp.bfloat16), jnp.ones(3, jnp.float8_e4m3fn))
+)
+def test_dtypes_that_could_not_be_read_again(tmp_path, array):
+    message = rf"`state\['x'\]` can't be written.*{array.dtype}. Convert it"
+    with pytest.raises(dsr.CheckpointError, match=message):
+        dsr.save_checkpoint(tmp_path / "x.ckpt", dict(x=array))
+    assert _names(tmp_path) == []
 
 
 needs_dev_full = pytest.mark.skipif(
@@ -270,6 +324,18 @@ def test_full_disk(tmp_path, states):
     with pytest.raises(dsr.CheckpointError, match="No space left on device.*Make room"):
         dsr.save_checkpoint(path, later)
     assert path.read_bytes() == before and _names(tmp_path) == ["model.ckpt"]
+
+
+def test_read_only_disk(tmp_path, monkeypatch):
+    """Nothing can be removed there either; that is the same error."""
+
+    def read_only(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(dsr.CheckpointError, match="Read-only.*Make room, or choose"):
+        dsr.save_checkpoint(tmp_path / "model.ckpt", jnp.zeros(2))
 
 
 def test_full_disk_for_a_while(tmp_path, monkeypatch, trainer, states):

@@ -212,6 +212,26 @@ def test_diverged_remainder():
     assert same_bits(caught.value.state.solver, state.solver)
 
 
+def test_nan_beside_numbers_and_keys():
+    """What else is in a batch is not in the way of the message."""
+
+    def batches(key, step):
+        x = np.full((4, 2), np.nan)
+        return dict(name="a", weight=0.5, count=3, key=key, x=x)
+
+    trainer = make_trainer(
+        problem=lambda model, batch: dsr.InitialValueProblem(
+            dfx.ODETerm(model), batch["x"]
+        ),
+        loss=lambda model, y1, batch: batch["weight"] * jnp.mean(y1),
+        num_steps=1,
+    )
+    state = make_state(trainer, dsr.TaylorLagrangeSolver(1))
+    message = r"loss is nan at step 1. `batch\['x'\]` is nan at index \(0, 0\)"
+    with pytest.raises(dsr.TrainingDiverged, match=message):
+        dsr.fit(trainer, state, batches, until=1)
+
+
 def test_diverged_penalty():
     trainer = make_trainer(penalty=float("inf"))
     state = make_state(trainer, dsr.TaylorLagrangeSolver(1))
@@ -263,6 +283,10 @@ class TestBatches:
         again = dsr.Batches(np.arange(1000), 10)
         assert np.array_equal(batches(jr.key(0), 205), again(jr.key(0), 205))
         assert not np.array_equal(batches(jr.key(0), 205), again(jr.key(1), 205))
+
+    def test_step_of_a_state(self):
+        batches = dsr.Batches(np.arange(1000), 10)
+        assert np.array_equal(batches(jr.key(0), jnp.array(7)), batches(jr.key(0), 7))
 
     def test_too_few_samples(self):
         with pytest.raises(ValueError, match="have 5 samples.*batch of 6.*smaller"):

@@ -61,13 +61,23 @@ def test_nothing_to_learn():
         )
 
 
-def test_divergence():
+def test_no_states():
     solver = dsr.TaylorLagrangeSolver(1, dsr.ConstantCorrection(2))
-    with pytest.raises(dsr.TrainingDiverged, match="error of the solver is"):
+    with pytest.raises(ValueError, match="no `states` to learn from.*only once"):
+        dsr.fit_solver(solver, _problem, [], num_steps=1, optimizer=optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("num_states", (1, 3))
+def test_divergence(num_states):
+    """In the last step, too, after which there is no error to be looked at."""
+    solver = dsr.TaylorLagrangeSolver(1, dsr.ConstantCorrection(2))
+    with pytest.raises(
+        dsr.TrainingDiverged, match="error of the solver is.*step 1, but the solver"
+    ):
         dsr.fit_solver(
             solver,
             _problem,
-            _states(3, jr.key(0)),
+            _states(num_states, jr.key(0)),
             num_steps=1,
             optimizer=optax.sgd(jnp.inf),
         )

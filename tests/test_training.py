@@ -1,5 +1,7 @@
 """The parts of alternating training, by themselves."""
 
+from functools import partial
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -169,6 +171,15 @@ def test_evaluation(trainer, state):
     )
 
 
+def test_evaluation_of_what_can_not_be_solved():
+    """How far the reference solve came is not mistaken for what it needs."""
+    trainer = make_trainer(reference_max_steps=4, num_steps=1)
+    state = make_state(trainer, dsr.TaylorLagrangeSolver(1))
+    evaluation = trainer.evaluate(state, make_batch(jr.key(1)))
+    assert jnp.isnan(evaluation.error) and evaluation.nfe == -1
+    assert jnp.isfinite(evaluation.loss)
+
+
 def test_implicit_reference_solver():
     """For a stiff equation; how many evaluations it makes is not known."""
     trainer = make_trainer(reference_solver=dfx.Kvaerno5(), reference_tolerance=1e-5)
@@ -217,6 +228,42 @@ def test_encoder_and_decoder_around_the_equation():
     assert not eqx.tree_equal(arrays(again.solver), arrays(after.solver))
 
 
+@pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
+def test_complex_parameters():
+    """Both parts go downhill, to where the loss is least."""
+    goal = 1 + 2j
+    trainer = make_trainer(
+        problem=lambda shift, batch: dsr.InitialValueProblem(
+            dfx.ODETerm(lambda t, y, args: jnp.zeros_like(y)), batch + shift
+        ),
+        loss=lambda shift, y1, batch: jnp.mean(jnp.abs(y1 - goal) ** 2),
+        num_steps=1,
+        model_optimizer=optax.sgd(0.25),
+    )
+    solver = dsr.TaylorLagrangeSolver(1)
+    state = trainer.init(jnp.zeros((), complex), solver, key=jr.key(0))
+    batch = jnp.zeros((4, 2), complex)
+    for _ in range(60):
+        state, report = trainer.dynamics_step(state, batch)
+    assert tree_allclose(state.model, jnp.array(goal), rtol=1e-12, atol=0.0)
+
+
+def test_single_precision_in_both_halves():
+    """Python's times of the problem are no reason for a remainder step in double."""
+    single = partial(
+        jax.tree_util.tree_map,
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x,
+    )
+    trainer = make_trainer(num_steps=1)
+    solver = single(dsr.TaylorLagrangeSolver(1, dsr.ConstantCorrection(2)))
+    state = trainer.init(single(Linear(ROTATION)), solver, key=jr.key(0))
+    batch = single(make_batch(jr.key(1)))
+    targets = trainer.targets(state, batch)
+    assert targets.t0.dtype == targets.t1.dtype == jnp.float32
+    _, report = trainer.remainder_step(state, batch, targets)
+    assert report.error.dtype == jnp.float32
+
+
 def test_penalty_may_change_without_a_retrace():
     """For a warm-up: an array is not a constant of the program."""
     traces = 0
@@ -246,6 +293,11 @@ def test_no_remainder_to_train(trainer):
     targets = dsr.reference_targets(problem(state.model, batch), 2, solver=dfx.Tsit5())
     with pytest.raises(ValueError, match=message):
         trainer.remainder_step(state, batch, targets)
+
+
+def test_solver_that_has_nothing_to_train(trainer, without_type_checks):
+    with pytest.raises(ValueError, match="`TaylorLagrangeSolver` or.*got Tsit5.*loop"):
+        trainer.init(Linear(ROTATION), dfx.Tsit5(), key=jr.key(0))
 
 
 def test_no_speed_to_weigh(state):

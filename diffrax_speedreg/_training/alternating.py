@@ -155,9 +155,16 @@ class AlternatingTrainer(eqx.Module):
 
         **Returns:**
 
-        The state, with fresh optimizer states.
+        The state, with fresh optimizer states. A `ValueError` is raised for any other
+        solver.
         """
         check_solver(solver)
+        if not isinstance(solver, Solver):
+            raise ValueError(
+                "`solver` must be a `TaylorLagrangeSolver` or a `HyperSolver`, but got "
+                f"{solver!r}. Other solvers have nothing to train: use them by "
+                "`diffrax.diffeqsolve` in a loop of your own."
+            )
         return AlternatingState(
             model,
             solver,
@@ -401,6 +408,8 @@ def _known_nfe(
     trainer: AlternatingTrainer, reference: dfx.Solution
 ) -> Int[Array, ""] | None:
     try:
-        return nfe(trainer.reference_solver, reference, adaptive=True)
+        count = nfe(trainer.reference_solver, reference, adaptive=True)
     except ValueError:  # An implicit solver.
         return None
+    # One that gave up is not cheap.
+    return jnp.where(reference.result == dfx.RESULTS.successful, count, -1)

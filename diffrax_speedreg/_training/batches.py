@@ -1,4 +1,5 @@
 import functools
+import operator
 from typing import Any
 
 import equinox as eqx
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from .._checks import check_positive_integer
 
@@ -68,19 +69,21 @@ class Batches(eqx.Module):
         """In an epoch."""
         return self.num_samples // self.size
 
-    def __call__(self, key: Key[Array, ""], step: int) -> PyTree[np.ndarray]:
+    def __call__(
+        self, key: Key[Array, ""], step: int | Int[Array, ""]
+    ) -> PyTree[np.ndarray]:
         """Looks up a batch.
 
         **Arguments:**
 
         - `key`: a `jax.random.key` that decides the order.
-        - `step`: the number of batches before this one.
+        - `step`: the number of batches before this one, such as `state.step`.
 
         **Returns:**
 
         The batch: arrays like the data's, with `size` samples.
         """
-        epoch, index = divmod(step, self.num_batches)
+        epoch, index = divmod(operator.index(step), self.num_batches)
         words = tuple(np.asarray(jr.key_data(key)).tolist())
         order = _order(words, epoch, self.num_samples)
         chosen = order[index * self.size : (index + 1) * self.size]
@@ -90,8 +93,9 @@ class Batches(eqx.Module):
 def describe_non_finite(tree: PyTree[Any], name: str) -> str | None:
     """Where in a pytree of host arrays there is something that is not finite."""
     for path, leaf in jtu.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
             continue
+        leaf = np.asarray(leaf)
         finite = np.isfinite(leaf)
         if not finite.all():
             index = tuple(map(int, np.argwhere(~finite)[0]))

@@ -5,6 +5,7 @@ JSON, with hyperparameters and what the leaves are, and the leaves as Equinox wr
 them, in NumPy's format. Nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -64,17 +65,14 @@ def save_checkpoint(
     **Raises:**
 
     [`diffrax_speedreg.CheckpointError`][] if it can't be written, because the disk is
-    full, say.
+    full, say, or because of a dtype that NumPy's format does not know.
     """
     path = Path(path)
-    header = dict(hyperparameters=hyperparameters or {}, leaves=_describe(state))
-    try:
-        line = json.dumps(header, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"The hyperparameters can't be written as JSON: {error}. Pass numbers, "
-            "strings, lists and dictionaries, and names in place of functions."
-        ) from error
+    header = dict(
+        hyperparameters=as_json(hyperparameters or {}), leaves=_describe(state)
+    )
+    line = json.dumps(header).encode()
+    _check_dtypes(state)
     leaves = io.BytesIO()
     eqx.tree_serialise_leaves(leaves, jtu.tree_map(_without_key, state))
     body = line + b"\n" + leaves.getvalue()
@@ -85,7 +83,9 @@ def save_checkpoint(
         os.replace(unfinished, path)
         _sync_folder(path.parent)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        # It can't be removed either where all is read-only.
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise CheckpointError(
             f"The checkpoint {path} could not be written: "
             f"{error.strerror or error}. Those written before are as they were. Make "
@@ -158,6 +158,17 @@ def check_intact(path: Path) -> None:
     _read(path)
 
 
+def as_json(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as they will be read; an error if they can't be written."""
+    try:
+        return json.loads(json.dumps(dict(hyperparameters), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The hyperparameters can't be written as JSON: {error}. Pass numbers, "
+            "strings, lists and dictionaries, and names in place of functions."
+        ) from error
+
+
 def _read(path: Path) -> _Content:
     try:
         data = path.read_bytes()
@@ -210,6 +221,22 @@ def _describe(state: PyTree[Any]) -> list[list[str]]:
         for path, leaf in jtu.tree_leaves_with_path(state)
         if isinstance(leaf, (*saved, bool, int, float, complex))
     ]
+
+
+def _check_dtypes(state: PyTree[Any]) -> None:
+    """Of what could be written, but not be read."""
+    for path, leaf in jtu.tree_leaves_with_path(state):
+        if not eqx.is_array(leaf) or _is_key(leaf):
+            continue
+        if isinstance(leaf, jax.Array) and leaf.dtype == jnp.bfloat16:
+            continue  # Equinox knows what to do.
+        descr = np.lib.format.dtype_to_descr(leaf.dtype)
+        if np.lib.format.descr_to_dtype(descr) != leaf.dtype:
+            raise CheckpointError(
+                f"`state{jtu.keystr(path)}` can't be written: NumPy's format does not "
+                f"know a {type(leaf).__name__} of {leaf.dtype}. Convert it, to "
+                "float32 for example, or to a JAX array if it is of bfloat16."
+            )
 
 
 def _without_key(leaf: Any) -> Any:

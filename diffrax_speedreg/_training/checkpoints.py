@@ -11,16 +11,18 @@ from jaxtyping import PyTree
 
 from .._checks import check_positive_integer
 from .checkpoint_file import (
+    as_json,
     check_intact,
     CheckpointError,
     load_checkpoint,
+    read_hyperparameters,
     save_checkpoint,
 )
 from .sharding import is_writer
 
 
 _T = TypeVar("_T")
-_name = re.compile(r"step-(\d{10})(?:-(\d+))?\.ckpt")
+_name = re.compile(r"step-(\d{10,})(?:-(\d+))?\.ckpt")
 
 
 class Checkpoints(eqx.Module):
@@ -58,12 +60,13 @@ class Checkpoints(eqx.Module):
             can see.
         - `hyperparameters`: as for [`diffrax_speedreg.save_checkpoint`][].
         - `seconds`: how long [`diffrax_speedreg.fit`][] waits from one to the next.
-        - `keep`: how many of them to keep.
+        - `keep`: how many of them to keep; those that are torn do not count.
 
-        [`diffrax_speedreg.CheckpointError`][] is raised if there can't be that folder.
+        [`diffrax_speedreg.CheckpointError`][] is raised if there can't be that folder,
+        or if JSON does not know the hyperparameters.
         """
         self.folder = Path(folder)
-        self.hyperparameters = hyperparameters or {}
+        self.hyperparameters = as_json(hyperparameters or {})
         self.seconds = seconds
         self.keep = check_positive_integer(keep, "keep")
         if not seconds >= 0:
@@ -96,16 +99,19 @@ class Checkpoints(eqx.Module):
         """
         if not is_writer():
             return
-        save_checkpoint(self._free_path(step), state, self.hyperparameters)
+        new = self._free_path(step)
+        save_checkpoint(new, state, self.hyperparameters)
         for leftover in self.folder.glob(".step-*.unfinished"):
-            leftover.unlink()  # Of a process that was killed while it wrote.
-        for path in self._paths()[self.keep :]:
-            # What is torn or foreign may be of use to somebody.
-            if _is_intact(path):
-                path.unlink()
+            leftover.unlink(missing_ok=True)  # Of a process killed while it wrote.
+        # What is torn or foreign may be of use to somebody; and is no reason to remove
+        # one that is not.
+        others = [path for path in self._paths() if path != new and _is_intact(path)]
+        for path in others[self.keep - 1 :]:
+            path.unlink(missing_ok=True)
 
     def restore(self, state: _T) -> _T:
-        """Reads the latest checkpoint that is intact; warns of any later one.
+        """Reads the latest checkpoint that is intact; warns of any later one, and of
+        hyperparameters that are others than these.
 
         **Arguments:**
 
@@ -132,7 +138,20 @@ class Checkpoints(eqx.Module):
             multihost_utils.assert_equal(
                 found, f"The processes must all see the folder {self.folder}."
             )
-        return state if path is None else load_checkpoint(path, state)
+        if path is None:
+            return state
+        self._compare_hyperparameters(path)
+        return load_checkpoint(path, state)
+
+    def _compare_hyperparameters(self, path: Path) -> None:
+        theirs, ours = read_hyperparameters(path), self.hyperparameters
+        changed = [f"{n}={v!r}" for n, v in theirs.items() if ours.get(n, v) != v]
+        if changed:
+            warnings.warn(
+                f"The checkpoint {path} is of a training with {', '.join(changed)}, "
+                "which is not what was passed now. To start anew, choose another "
+                "folder."
+            )
 
     def _paths(self) -> list[Path]:
         """Those of all checkpoints, the latest first."""

@@ -1,11 +1,13 @@
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
+from .batches import describe_non_finite
 from .targets import ReferenceFailed
 
 
@@ -41,6 +43,31 @@ def check_finite(
             f"Training diverged: the {name} is {float(loss)} at step {step}. "
             f"{REMEDY if why is None else why}"
         )
+
+
+def raise_diverged(
+    value: Inexact[Array, ""],
+    value_name: str,
+    trained_name: str,
+    step: int,
+    batch: PyTree[Any],
+) -> NoReturn:
+    """Raises [`diffrax_speedreg.TrainingDiverged`][] for a report that is not finite.
+
+    **Arguments:**
+
+    - `value`, `value_name`: the loss, and what to call it.
+    - `trained_name`: what to call what was trained.
+    - `step`: the number of the step.
+    - `batch`: which may be the reason.
+    """
+    where = describe_non_finite(jax.device_get(batch), "batch")
+    check_finite(value, step, value_name, where)
+    raise TrainingDiverged(
+        f"Training diverged: the {value_name} is {float(value):.4g} at step {step}, "
+        f"but the {trained_name} or its optimizer's state after it is not finite: a "
+        f"gradient is not. {REMEDY}"
+    )
 
 
 @contextlib.contextmanager

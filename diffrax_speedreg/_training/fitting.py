@@ -3,15 +3,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import Array, Key, PyTree
 
 from .._checks import check_positive_integer
 from .alternating import AlternatingTrainer
-from .batches import describe_non_finite
 from .checkpoint_file import CheckpointError
 from .checkpoints import Checkpoints
-from .divergence import check_finite, REMEDY, solving, TrainingDiverged
+from .divergence import raise_diverged, solving, TrainingDiverged
 from .progress import Callback, Progress
 from .sharding import replicate, shard_batch
 from .states import AlternatingState, DynamicsReport, RemainderReport
@@ -120,26 +118,14 @@ def _advance(
     with solving(step):
         state, dynamics = trainer.dynamics_step(state, placed)
         if not dynamics.finite:
-            _diverged(dynamics.total, "loss", "model", step, batch)
+            raise_diverged(dynamics.total, "loss", "model", step, batch)
         if state.solver.remainder is not None and step % cadence.every == 0:
             targets = trainer.targets(state, placed)
             for _ in range(cadence.steps):
                 state, error = trainer.remainder_step(state, placed, targets)
                 if not error.finite:
-                    _diverged(error.error, "error", "solver", step, batch)
+                    raise_diverged(error.error, "error", "solver", step, batch)
     return state, dynamics, error
-
-
-def _diverged(
-    value: Array, value_name: str, trained_name: str, step: int, batch: PyTree[Any]
-) -> None:
-    where = describe_non_finite(jax.device_get(batch), "batch")
-    check_finite(value, step, value_name, where)
-    raise TrainingDiverged(
-        f"Training diverged: the {value_name} is {float(value):.4g} at step {step}, "
-        f"but the {trained_name} or its optimizer's state after it is not finite: a "
-        f"gradient is not. {REMEDY}"
-    )
 
 
 class _Writer:

@@ -11,7 +11,7 @@ from .._problem import InitialValueProblem
 from .._solver.hypersolver import HyperSolver
 from .._solver.taylor_lagrange import TaylorLagrangeSolver
 from .alternating import AlternatingTrainer
-from .divergence import check_finite, solving
+from .divergence import raise_diverged, solving
 
 
 def fit_solver(
@@ -56,8 +56,9 @@ def fit_solver(
 
     **Raises:**
 
-    A `ValueError` if the solver has no correction, and
-    [`diffrax_speedreg.TrainingDiverged`][] once an error is not finite.
+    A `ValueError` if the solver has no correction or there are no states, and
+    [`diffrax_speedreg.TrainingDiverged`][] once an error, or the solver after a step,
+    is not finite.
     """
     trainer = AlternatingTrainer(
         problem=lambda problem, y0: eqx.tree_at(lambda p: p.y0, problem, y0),
@@ -75,6 +76,11 @@ def fit_solver(
         with solving(step):
             targets = trainer.targets(state, y0)
             state, report = trainer.remainder_step(state, y0, targets)
-        check_finite(report.error, step, "error of the solver")
+        if not report.finite:
+            raise_diverged(report.error, "error of the solver", "solver", step, y0)
         errors.append(report.error)
+    if not errors:
+        raise ValueError(
+            "There are no `states` to learn from: an iterator gives them only once."
+        )
     return state.solver, jnp.stack(errors)

@@ -19,9 +19,9 @@ from .targets import Targets
 
 
 Solver: TypeAlias = TaylorLagrangeSolver | HyperSolver
-Problem: TypeAlias = Callable[[PyTree[Any], PyTree[Array]], InitialValueProblem]
+Problem: TypeAlias = Callable[[PyTree[Any], PyTree[Any]], InitialValueProblem]
 Loss: TypeAlias = Callable[
-    [PyTree[Any], PyTree[Array], PyTree[Array]], Inexact[Array, ""]
+    [PyTree[Any], PyTree[Array], PyTree[Any]], Inexact[Array, ""]
 ]
 
 
@@ -43,7 +43,7 @@ class DynamicsTerms(eqx.Module):
 def dynamics_loss(
     model: PyTree[Any],
     solver: Solver,
-    batch: PyTree[Array],
+    batch: PyTree[Any],
     *,
     problem: Problem,
     loss: Loss,

@@ -67,7 +67,7 @@ class Evaluation(eqx.Module):
     - `error`: the mean absolute error of the cheap solver's final state. Not a number
         if the reference solve fails.
     - `nfe`: the evaluations that the reference solver needs for the whole batch as one
-        state; `None` for an implicit solver.
+        state; -1 if that solve fails, and `None` for an implicit solver.
     - `metrics`: what else was asked for.
     """
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact, PyTree, Real
 
 from .._checks import check_positive_integer
 from .._custom_types import RealScalarLike
-from .._problem import InitialValueProblem, solve_adaptive
+from .._problem import InitialValueProblem, solve_adaptive, with_dtypes
 
 
 class Outcome(eqx.Module):
@@ -88,6 +88,7 @@ def reference_targets(
     """
     num_steps = check_positive_integer(num_steps, "num_steps")
     num_parts = num_steps if one_step else 1
+    problem = with_dtypes(problem)
     ts = jnp.linspace(problem.t0, problem.t1, num_parts + 1)
     solution = solve_adaptive(
         problem,

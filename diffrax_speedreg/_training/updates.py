@@ -34,7 +34,9 @@ def update(
     with jax.numpy_dtype_promotion("standard"):
         expected = eqx.filter_eval_shape(optimizer.init, params)
         _check_state(opt_state, expected, name)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        # JAX's gradient by a complex number is the conjugate of the way upwards.
+        ascent = jtu.tree_map(jnp.conj, grads)
+        updates, opt_state = optimizer.update(ascent, opt_state, params)
     return eqx.apply_updates(trained, updates), opt_state
 
 
