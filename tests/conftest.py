@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.random as jr
 import jaxtyping
@@ -22,3 +24,15 @@ def without_type_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def few_executables():
+    """Each takes a few of the memory maps that a process may have, 65530 on Linux;
+    XLA aborts where there are no more."""
+    yield
+    if next(_tests) % 100 == 0:
+        jax.clear_caches()
