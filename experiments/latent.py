@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import optimistix as optx
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
@@ -23,8 +24,8 @@ SOLVER = dfx.Dopri5()
 class Series(NamedTuple):
     """Time series of patients, all at the same times; observed where the mask is."""
 
-    values: Float[Array, "patients times features"]
-    mask: Bool[Array, "patients times features"]
+    values: Float[Array | np.ndarray, "patients times features"]
+    mask: Bool[Array | np.ndarray, "patients times features"]
 
 
 class Gaussian(NamedTuple):
@@ -128,7 +129,7 @@ class Encoder(eqx.Module):
 
 
 class Field(eqx.Module):
-    """The autonomous field of all trajectories, as one state: five layers after tanh."""
+    """The autonomous field of all trajectories, as one state."""
 
     mlp: eqx.nn.MLP
 
@@ -167,7 +168,7 @@ class LatentODE(eqx.Module):
 
 
 class Adaptive(NamedTuple):
-    """How the equation of a batch is solved: as one, from samples of where it starts."""
+    """How the equation of a batch is solved: as one, from samples of its starts."""
 
     ts: Float[Array, " times"]
     tolerance: float
@@ -203,6 +204,11 @@ class Adaptive(NamedTuple):
             ),
             max_steps=self.max_steps,
         )
+
+
+def states(solution: dfx.Solution) -> PyTree[Array]:
+    assert solution.ys is not None
+    return solution.ys
 
 
 def log_likelihood(

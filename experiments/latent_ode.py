@@ -10,9 +10,8 @@ precision, as in the papers: solves at this tolerance are near single precision'
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +108,7 @@ def optimizer() -> optax.GradientTransformation:
 
 
 def loss_of(method: str, adaptive: Adaptive, order: int, weight: float) -> Loss:
-    """The loss, with the speed that latent trajectories have in the time from 0 to 1."""
+    """With the speed of latent trajectories, where 48 hours are a time of 1."""
     if method == "plain":
         weight = 0.0
 
@@ -121,16 +120,16 @@ def loss_of(method: str, adaptive: Adaptive, order: int, weight: float) -> Loss:
             solution = adaptive.solve(
                 augmented, augmented.init(z0), norm=augmented.norm
             )
-            zs, speeds = augmented.split(solution.ys)
+            zs, speeds = augmented.split(latent.states(solution))
             speed = speeds[-1]
         elif method == "quadrature R_K":
             quadrature = dsr.gauss_legendre(adaptive.ts[0], adaptive.ts[-1], NODES)
             saveat = quadrature.saveat(dfx.SaveAt(ts=adaptive.ts))
             solution, nodes = quadrature.split(adaptive.solve(term, z0, saveat))
-            zs = solution.ys
+            zs = latent.states(solution)
             speed = quadrature.integrate(dsr.Speed(order), term, nodes)
         else:
-            zs, speed = adaptive.solve(term, z0).ys, 0.0
+            zs, speed = latent.states(adaptive.solve(term, z0)), 0.0
         predicted = model.decode(zs, adaptive.num_samples)
         bound = latent.bound(predicted, batch.series, start, batch.weight)
         return bound + weight * speed
@@ -163,7 +162,7 @@ def measure(
     start, z0 = adaptive.start(model, series, key)
     term = dfx.ODETerm(model.field)
     solution = adaptive.solve(term, z0)
-    predicted = model.decode(solution.ys, adaptive.num_samples)
+    predicted = model.decode(latent.states(solution), adaptive.num_samples)
     alone = jax.vmap(lambda z: dsr.nfe(latent.SOLVER, adaptive.solve(term, z[None])))
     return Measured(
         latent.squared_errors(predicted, series),
