@@ -36,7 +36,8 @@ class Gaussian(NamedTuple):
 
     def sample(self, key: Key[Array, ""], num_samples: int) -> Float[Array, "..."]:
         shape = num_samples, *self.mean.shape
-        return self.mean + self.deviation * jr.normal(key, shape, self.mean.dtype)
+        noise = jr.normal(key, shape, self.mean.dtype)
+        return self.mean[None] + self.deviation[None] * noise
 
     def divergence(self) -> Float[Array, ""]:
         """From the standard normal distribution (Kullback-Leibler), mean of all."""
@@ -156,7 +157,9 @@ class LatentODE(eqx.Module):
         self.decoder = eqx.nn.Linear(LATENT, num_features, key=decoder_key)
 
     def encode(self, ts: Float[Array, " times"], series: Series) -> Gaussian:
-        return jax.vmap(self.encoder, in_axes=(None, 0, 0))(ts, *series)
+        return jax.vmap(self.encoder, in_axes=(None, 0, 0))(
+            ts, *map(jnp.asarray, series)
+        )
 
     def decode(
         self, z: Float[Array, "times trajectories latent"], num_samples: int
@@ -215,16 +218,16 @@ def log_likelihood(
     predicted: Float[Array, "samples patients times features"], series: Series
 ) -> Float[Array, " samples"]:
     """The mean log-density of what was observed, for each sample."""
-    density = jax.scipy.stats.norm.logpdf(series.values, predicted, DEVIATION)
-    total = jnp.sum(density, axis=(1, 2, 3), where=series.mask)
-    return total / jnp.sum(series.mask)
+    density = jax.scipy.stats.norm.logpdf(series.values[None], predicted, DEVIATION)
+    total = jnp.sum(density, axis=(1, 2, 3), where=series.mask[None])
+    return total / jnp.sum(series.mask, dtype=total.dtype)
 
 
 def squared_errors(
     predicted: Float[Array, "samples patients times features"], series: Series
 ) -> Float[Array, ""]:
     """The sum over what was observed, mean of the samples."""
-    errors = jnp.mean((predicted - series.values) ** 2, axis=0)
+    errors = jnp.mean((predicted - series.values[None]) ** 2, axis=0)
     return jnp.sum(errors, where=series.mask)
 
 

@@ -253,3 +253,24 @@ def test_physionet_truncated(patients, folder):
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataUnavailable, match="set-b.tar.gz can't be read"):
         load_physionet()
+
+
+def test_physionet_on_grid(patients):
+    train = load_physionet().train
+    grid = physionet.on_grid(train, np.arange(4, dtype=np.float32))
+    assert grid.values.shape == (7, 4, len(physionet.FEATURES))
+    np.testing.assert_array_equal(grid.times, 7 * [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(grid.values[:, [0, 2]], train.values)
+    np.testing.assert_array_equal(grid.mask[:, [0, 2]], train.mask)
+    assert not grid.mask[:, [1, 3]].any()
+
+
+def test_physionet_on_grid_with_padding():
+    times = np.array([[0, 3], [2, 2]], np.float32)
+    mask = np.array([[[True], [True]], [[True], [False]]])
+    series = physionet.TimeSeries(times, np.where(mask, 0.5, 0), mask)
+    grid = physionet.on_grid(series, np.arange(4))
+    np.testing.assert_array_equal(grid.mask[:, :, 0], [[1, 0, 0, 1], [0, 0, 1, 0]])
+    np.testing.assert_array_equal(grid.values, np.where(grid.mask, 0.5, 0))
+    with pytest.raises(ValueError, match="not among the 3"):
+        physionet.on_grid(series, np.arange(3))

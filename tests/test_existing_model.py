@@ -1,0 +1,104 @@
+"""The speed, added to a model that somebody has already."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import diffrax as dfx
+import diffrax_speedreg as dsr
+import numpy as np
+import pytest
+from experiments import existing_model, records
+from experiments.existing_model import Func, NeuralODE, Outcome
+
+
+def test_data(key):
+    """y - log(1 + y), summed over both parts, is conserved."""
+    data = existing_model.oscillators(5, key)
+    assert data.ys.shape == (5, existing_model.TIMES, 2)
+    ys = np.asarray(data.ys)
+    energy = np.sum(ys - np.log1p(ys), axis=2)
+    np.testing.assert_allclose(energy, np.tile(energy[:, :1], 100), rtol=2e-3)
+
+
+def test_losses(key):
+    """They differ by the speed, which is what integration beside the state gives."""
+    data = existing_model.oscillators(1, key)
+    ts, ys = data.ts, data.ys[0]
+    model = NeuralODE(Func(key))
+    plain = existing_model.loss(model, ts, ys)
+    speedy = existing_model.loss_with_speed(model, ts, ys, weight=10.0)
+    term = dsr.SpeedRegularizedTerm(dfx.ODETerm(model.func), 3)
+    problem = dsr.InitialValueProblem(term, term.init(ys[0]), ts[0], ts[-1])
+    solution = dsr.solve_adaptive(problem, dfx.Tsit5(), 1e-6)
+    _, speed = term.split(dsr.final_state(solution))
+    assert speed > 0
+    np.testing.assert_allclose(speedy - plain, 10 * speed, rtol=2e-2)
+
+
+def test_changed_lines():
+    changed = [x for x in existing_model.changed_lines().splitlines() if x[0] in "+-"]
+    removed, *added = changed
+    assert removed.startswith("-    return") and len(added) == 2
+    assert all(line.startswith("+    ") for line in added)
+    assert "dsr.Speed(3)" in added[0] and "weight * speed" in added[1]
+
+
+def _outcomes():
+    rest = ([3, 4], [2.0, 1.0], [0.0, 1.0], [[1.0, 2.0]] * 2, [[1.0, 2.0]] * 2, [1.0])
+    figures = ((0.0, 4e-3, 80.0, 300.0), (1e-3, 4.1e-3, 70.0, 150.0))
+    return [Outcome(*figure, 0.02, 9.0, *rest) for figure in figures]
+
+
+def test_table(tmp_path):
+    assert existing_model.table(tmp_path) is None
+    results = [outcome._asdict() for outcome in _outcomes()]
+    record = records.circumstances(Namespace(seed=0)) | dict(results=results)
+    (tmp_path / "existing_model.json").write_text(json.dumps(record))
+    text = existing_model.table(tmp_path)
+    assert existing_model.changed_lines() in text
+    for row in (("plain", "4.00e-03", "80.0"), ("R_3, λ = 0.001", "4.10e-03", "70.0")):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row[0]}")]
+        assert all(cell in line for cell in row)
+    existing_model.draw(_outcomes(), tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def _run(*options):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.existing_model", *map(str, options)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ,
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--lambda", "0"], "--lambda: must be a positive float, but got '0'"),
+        (["--epochs", "x"], "--epochs: must be a positive int, but got 'x'"),
+    ],
+)
+def test_bad_options(options, message):
+    result = _run(*options)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.thorough
+def test_quick_run(tmp_path):
+    result = _run("--quick", "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    plain, speed = existing_model.load_outcomes(tmp_path)
+    assert plain.regularization == 0 < speed.regularization
+    for outcome in (plain, speed):
+        assert outcome.tight_nfe > outcome.nfe > 6
+        assert len(outcome.predicted) == len(outcome.times) == existing_model.TIMES
+    assert (tmp_path / "existing_model.png").stat().st_size > 10_000
+    assert existing_model.changed_lines() in result.stdout
