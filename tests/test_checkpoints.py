@@ -139,6 +139,17 @@ def test_other_hyperparameters(tmp_path, states):
         assert same_bits(changed.restore(start), later)
 
 
+def test_other_settings_of_what_is_not_saved(tmp_path, recwarn):
+    """A function or an order that changed is told; addresses in memory are not."""
+    solver = dsr.TaylorLagrangeSolver(2)
+    path = tmp_path / "solver.ckpt"
+    dsr.save_checkpoint(path, (solver, lambda x: x, object()))
+    dsr.load_checkpoint(path, (solver, lambda x: x, object()))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"(?s)There \(-\).*- .*order=2.*\+ .*order=3"):
+        dsr.load_checkpoint(path, (dsr.TaylorLagrangeSolver(3), lambda x: x, object()))
+
+
 def test_forgotten_to_restore(tmp_path, trainer, states):
     start, later = states
     checkpoints = dsr.Checkpoints(tmp_path)
