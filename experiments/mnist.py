@@ -8,7 +8,6 @@ The data are looked for in $DIFFRAX_SPEEDREG_DATA/mnist, and else fetched from O
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,9 +20,9 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from . import classification, records, report
+from . import classification, command_line, records, report
 from .classification import Batch, Classifier
-from .data import DataUnavailable, load_mnist
+from .data import load_mnist
 from .training import Loss, Recorder, train_adaptively, train_alternating
 
 
@@ -157,7 +156,11 @@ def run(method: str, options: argparse.Namespace) -> records.Result:
     model = classifier(model_key)
     count = eqx.filter_jit(ADAPTIVE.nfe)
     record = Recorder(
-        method, epochs, batches.per_epoch, lambda model: count(model, test[0])
+        method,
+        epochs,
+        batches.per_epoch,
+        lambda model: count(model, test[0]),
+        command_line.checkpoints(options, f"mnist {method}"),
     )
     optimizer = chosen.optimizer(record.steps)
     if method in TAYLOR_LAGRANGE:
@@ -207,24 +210,23 @@ def show(options: argparse.Namespace) -> None:
 
 
 def file_name(method: str) -> str:
-    return f"mnist-{method.lower().replace(' ', '-')}.json"
+    return f"{command_line.file_name(f'mnist {method}')}.json"
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.mnist",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
+    parser = command_line.parser(
+        "mnist",
+        __doc__,
+        epochs=10,
+        quick="an epoch on a part of the data",
+        full="the epochs of the scheme's paper",
     )
+    command_line.add_methods(parser, METHODS)
     add = parser.add_argument
-    add("methods", nargs="*", help=f"some of {', '.join(map(repr, METHODS))}, or 'all'")
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    add("--epochs", type=report.positive(int), default=10, help="of every method")
-    add("--full", action="store_true", help="the epochs of the scheme's paper")
-    add("--quick", action="store_true", help="an epoch on a part of the data")
     add("--scheme", choices=list(SCHEMES), help="if not that of the method's paper")
-    add("--order", type=report.positive(int), default=3, help="K of the speed R_K")
+    add(
+        "--order", type=command_line.positive(int), default=3, help="K of the speed R_K"
+    )
     weights = [
         ("--lambda", 6e-5, "regularization", "weight of the speed"),
         ("--kinetic", 0.01, "kinetic", "RNODE's weight of the kinetic energy"),
@@ -232,21 +234,9 @@ def arguments() -> argparse.Namespace:
         ("--penalty", 10.0, "penalty", "weight of the cheap solvers' remainders"),
     ]
     for option, default, name, text in weights:
-        kind = report.nonnegative(float)
+        kind = command_line.nonnegative(float)
         add(option, type=kind, default=default, dest=name, metavar="W", help=text)
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="mnist-output",
-        help="folder for the results",
-    )
-    options = parser.parse_args()
-    if options.methods == ["all"]:
-        options.methods = list(METHODS)
-    for method in options.methods:
-        if method not in METHODS:
-            parser.error(f"the methods are {', '.join(METHODS)}, but got {method!r}")
-    return options
+    return command_line.parse(parser)
 
 
 def main() -> None:
@@ -254,12 +244,7 @@ def main() -> None:
     # Solves at this tolerance see the roundoff of products in less than float32.
     jax.config.update("jax_default_matmul_precision", "highest")
     for method in options.methods:
-        try:
-            outcome = run(method, options)
-        except DataUnavailable as error:
-            sys.exit(f"error: {error}")
-        except dsr.TrainingDiverged as error:
-            outcome = str(error)
+        outcome = command_line.attempt(lambda: run(method, options))
         records.save(options.output / file_name(method), options, outcome)
     show(options)
 

@@ -28,7 +28,7 @@ class Result(NamedTuple):
     solve_seconds: float
     step_seconds: float
     training_seconds: float
-    nfe_by_epoch: list[int]
+    nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
     trajectory: Trajectory
 
