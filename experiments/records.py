@@ -80,6 +80,11 @@ def load(path: Path) -> Result | str:
     return Result(**{**result, "trajectory": Trajectory(**arrays)})
 
 
+def options(path: Path) -> dict[str, str]:
+    """Under which options something was recorded."""
+    return json.loads(path.read_text())["options"]
+
+
 def brief(trajectory: Trajectory, entries: int = 8) -> Trajectory:
     """With the entries of the state that move most alone, and the steps made alone."""
     times, states, steps = map(np.asarray, trajectory)
