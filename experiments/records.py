@@ -28,7 +28,7 @@ class Result(NamedTuple):
     solve_seconds: float
     step_seconds: float
     training_seconds: float
-    nfe_by_epoch: list[int]
+    nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
     trajectory: Trajectory
 
@@ -84,6 +84,11 @@ def load(path: Path) -> Result | str:
         return result
     arrays = {name: np.array(x) for name, x in result["trajectory"].items()}
     return Result(**{**result, "trajectory": Trajectory(**arrays)})
+
+
+def options(path: Path) -> dict[str, str]:
+    """Under which options something was recorded."""
+    return json.loads(path.read_text())["options"]
 
 
 def load_figures(path: Path) -> dict[str, Any] | str:
