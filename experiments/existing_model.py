@@ -12,8 +12,6 @@ import ast
 import difflib
 import functools as ft
 import inspect
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +26,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from . import report
+from . import command_line, records, report
 from .training import Recorder, train_adaptively
 
 
@@ -40,7 +38,11 @@ STEPS_PER_EPOCH = 50
 LEARNING_RATE = 3e-3
 TIGHT, TOLERANCE = dfx.Dopri5(), 1.4e-8
 SHOWN = 3
-COMMAND = "python -m experiments.existing_model"
+METHODS = ("plain", "R_3")
+_NOTES = f"""On trajectories that were not trained on. NFE: mean of the trajectories,
+each solved as the model does it, by Tsit5 with rtol = 1e-3 and atol = 1e-6; tight: by
+Dopri5 with both {TOLERANCE:g}. Step: the median, on whole trajectories. Training: all
+steps, with compilation. No paper has figures of this."""
 
 
 class Func(eqx.Module):
@@ -108,13 +110,14 @@ class Outcome(NamedTuple):
         stepped to.
     """
 
+    method: str
     regularization: float
     error: float
     nfe: float
     tight_nfe: float
     step_seconds: float
     training_seconds: float
-    nfe_by_epoch: list[int]
+    nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
     times: list[float]
     truth: list[list[float]]
@@ -203,7 +206,7 @@ def trajectories(
 
 
 def train(
-    name: str,
+    method: str,
     model: NeuralODE,
     loss_of_one: LossOfOne,
     data: Trajectories,
@@ -217,14 +220,15 @@ def train(
         jax.vmap(lambda ys: loss_of_one(model, batch.ts, ys))(batch.ys)
     )
     recorders = []
-    for length in options.lengths:
+    for length in LENGTHS[-1:] if options.quick else LENGTHS:
         key, own_key = jr.split(key)
         times = int(length * TIMES)
         record = Recorder(
-            f"{name}, {length:g} of the time",
-            options.epochs,
+            f"{method}, {length:g} of the time",
+            1 if options.quick else options.epochs,
             STEPS_PER_EPOCH,
             lambda model: evaluations(model, test)[0],
+            command_line.checkpoints(options, f"existing_model {method} {length:g}"),
         )
         model = train_adaptively(
             mean,
@@ -240,12 +244,15 @@ def train(
     return model, recorders
 
 
-def run(weight: float, options: argparse.Namespace) -> Outcome:
+def run(method: str, options: argparse.Namespace) -> Outcome:
+    weight = 0.0 if method == "plain" else options.regularization
     data_key, test_key, model_key, key = jr.split(jr.key(options.seed), 4)
     data, test = oscillators(SAMPLES, data_key), oscillators(TEST_SAMPLES, test_key)
-    loss_of_one = ft.partial(loss_with_speed, weight=weight) if weight else loss
+    loss_of_one = (
+        loss if method == "plain" else ft.partial(loss_with_speed, weight=weight)
+    )
     model, recorders = train(
-        f"λ = {weight:g}",
+        method,
         NeuralODE(Func(model_key)),
         loss_of_one,
         data,
@@ -269,7 +276,8 @@ def run(weight: float, options: argparse.Namespace) -> Outcome:
     assert shown.ts is not None
     rounded = lambda x: np.round(np.asarray(x, float), 5).tolist()
     return Outcome(
-        regularization=weight,
+        method,
+        weight,
         error=float(jnp.mean((predicted - test.ys) ** 2)),
         nfe=float(nfe),
         tight_nfe=float(tight_nfe),
@@ -285,37 +293,46 @@ def run(weight: float, options: argparse.Namespace) -> Outcome:
     )
 
 
+def file_name(method: str, regularization: float) -> str:
+    weight = "" if method == "plain" else f"-{regularization:g}"
+    return f"{command_line.file_name(f'existing_model-{method}')}{weight}.json"
+
+
 def label(outcome: Outcome) -> str:
-    weight = outcome.regularization
-    return f"R_3, λ = {weight:g}" if weight else "plain"
+    weight = "" if outcome.method == "plain" else f", λ = {outcome.regularization:g}"
+    return f"{outcome.method}{weight}"
 
 
-def load_outcomes(folder: Path) -> list[Outcome]:
-    path = folder / "existing_model.json"
-    if not path.exists():
-        return []
-    return [Outcome(**result) for result in json.loads(path.read_text())["results"]]
+def load_outcomes(folder: Path) -> dict[Path, Outcome | str]:
+    """What came of the methods that have a file in a folder, the plain one first."""
+    kept = {p: records.load_figures(p) for p in folder.glob("existing_model-*.json")}
+    found = {p: k if isinstance(k, str) else Outcome(**k) for p, k in kept.items()}
+    weight = lambda path: getattr(found[path], "regularization", np.inf)
+    return {path: found[path] for path in sorted(found, key=weight)}
 
 
 def table(folder: Path) -> str | None:
-    """Of the results in a folder, in Markdown, with the lines that were changed."""
-    outcomes = load_outcomes(folder)
-    if not outcomes:
-        return None
-    rows = [["method", "held-out error", "NFE", "NFE, tight", "step", "training"]]
-    for o in outcomes:
-        counts = f"{o.nfe:.1f}", f"{o.tight_nfe:.1f}"
-        times = f"{1e3 * o.step_seconds:.0f} ms", f"{o.training_seconds:.0f} s"
-        rows.append([label(o), f"{o.error:.2e}", *counts, *times])
-    lines = "The lines of the loss that were changed:"
-    caption = (
-        f"On {TEST_SAMPLES} trajectories that were not trained on. NFE: mean number of "
-        "evaluations, as the model solves (Tsit5, rtol = 1e-3, atol = 1e-6); tight: "
-        f"by Dopri5, rtol = atol = {TOLERANCE:g}. No paper has figures of this. "
-        f"Command: `{COMMAND}`."
-    )
+    """The lines of the loss that were changed, and what came of it, in Markdown."""
+    found = load_outcomes(folder)
+    rows = [["method", "held-out MSE", "NFE", "NFE, tight", "step", "training"]]
+    rows[0] += ["command"]
+    for path, outcome in found.items():
+        options = records.options(path)
+        method = "plain" if path.stem.endswith("plain") else "R_3"
+        command = f"`{parser().command(options, method)}`"
+        rows.append([*_measured(outcome, path), command])
     diff = f"```diff\n{changed_lines()}\n```"
-    return "\n\n".join([lines, diff, report.table(rows), caption])
+    return "\n\n".join([diff, report.table(rows), _NOTES]) if found else None
+
+
+def _measured(outcome: Outcome | str, path: Path) -> list[str]:
+    if isinstance(outcome, str):
+        return [path.stem, outcome, *[""] * 4]
+    return [
+        *(label(outcome), f"{outcome.error:.2e}"),
+        *(f"{outcome.nfe:.1f}", f"{outcome.tight_nfe:.1f}"),
+        *(f"{1e3 * outcome.step_seconds:.0f} ms", f"{outcome.training_seconds:.0f} s"),
+    ]
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -340,53 +357,38 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.existing_model",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
+def parser() -> command_line.Parser:
+    made = command_line.Parser(
+        "existing_model",
+        __doc__,
+        epochs=10,
+        quick="one epoch, on whole trajectories",
+        methods=METHODS,
     )
-    add = parser.add_argument
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    help_ = f"of {STEPS_PER_EPOCH} steps each, for either length of trajectories"
-    add("--epochs", type=report.positive(int), default=10, help=help_)
-    add("--quick", action="store_true", help="one epoch on wholes, one weight")
-    add(
+    made.add_argument(
         "--lambda",
-        type=report.positive(float),
-        nargs="+",
-        default=[1e-4, 1e-3, 1e-2],
-        dest="regularizations",
+        type=command_line.nonnegative(float),
+        default=1e-3,
+        dest="regularization",
         metavar="LAMBDA",
-        help="weights of the speed in the loss",
+        help="weight of the speed in the loss",
     )
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="existing-model-output",
-        help="folder for the results",
-    )
-    options = parser.parse_args()
-    options.lengths = LENGTHS[-1:] if options.quick else LENGTHS
-    if options.quick:
-        options.epochs, options.regularizations = 1, options.regularizations[:1]
-    return options
+    return made
 
 
 def main() -> None:
-    options = arguments()
-    print(f"The lines of the loss that are changed:\n\n{changed_lines()}\n")
-    try:
-        outcomes = [run(weight, options) for weight in (0.0, *options.regularizations)]
-    except dsr.TrainingDiverged as error:
-        sys.exit(f"error: {error}")
-    record = report.circumstances(options)
-    record |= dict(results=[outcome._asdict() for outcome in outcomes])
-    path = options.output / "existing_model.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    draw(outcomes, options.output / "existing_model.png")
-    print(f"\n{table(options.output)}")
+    options = parser().options()
+    for method in options.methods:
+        outcome = command_line.attempt(lambda: run(method, options))
+        path = options.output / file_name(method, options.regularization)
+        kept = outcome if isinstance(outcome, str) else outcome._asdict()
+        records.save_figures(path, options, kept)
+    found = load_outcomes(options.output).values()
+    outcomes = [outcome for outcome in found if not isinstance(outcome, str)]
+    if outcomes:
+        draw(outcomes, options.output / "existing_model.png")
+    print(f"The lines of the loss that are changed:\n\n{changed_lines()}")
+    print(f"\n{table(options.output) or 'There are no results.'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A latent ODE of irregular time series: a recurrent encoder, a field, a decoder."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -143,6 +143,37 @@ class Field(eqx.Module):
         return jax.vmap(self.mlp)(jnp.tanh(z))
 
 
+Module = TypeVar("Module", bound=eqx.Module)
+
+
+def redrawn(
+    module: Module, key: Key[Array, ""], deviation: float | None = None
+) -> Module:
+    """With normal weights, and no biases, as the papers' networks start.
+
+    **Arguments:**
+
+    - `deviation`: of the weights; by default, 1 / sqrt(n) for a layer of n inputs.
+    """
+
+    def layers(module: Module) -> list[eqx.nn.Linear]:
+        leaves = jax.tree.leaves(module, is_leaf=_is_layer)
+        return [leaf for leaf in leaves if _is_layer(leaf)]
+
+    def draw(layer: eqx.nn.Linear, key: Key[Array, ""]) -> eqx.nn.Linear:
+        size = layer.weight.shape[1] ** -0.5 if deviation is None else deviation
+        weight = size * jr.normal(key, layer.weight.shape, layer.weight.dtype)
+        new = weight, jnp.zeros(layer.weight.shape[:1], layer.weight.dtype)
+        return eqx.tree_at(lambda x: (x.weight, x.bias), layer, new)
+
+    old = layers(module)
+    return eqx.tree_at(layers, module, list(map(draw, old, jr.split(key, len(old)))))
+
+
+def _is_layer(module: object) -> bool:
+    return isinstance(module, eqx.nn.Linear)
+
+
 class LatentODE(eqx.Module):
     encoder: Encoder
     field: Field
@@ -150,11 +181,12 @@ class LatentODE(eqx.Module):
 
     def __init__(self, num_features: int, *, key: Key[Array, ""]):
         encoder_key, field_key, decoder_key = jr.split(key, 3)
-        self.encoder = Encoder(num_features, key=encoder_key)
-        self.field = Field(
-            eqx.nn.MLP(LATENT, LATENT, WIDTH, 4, jnp.tanh, key=field_key)
-        )
-        self.decoder = eqx.nn.Linear(LATENT, num_features, key=decoder_key)
+        encoder = Encoder(num_features, key=encoder_key)
+        field = Field(eqx.nn.MLP(LATENT, LATENT, WIDTH, 4, jnp.tanh, key=field_key))
+        decoder = eqx.nn.Linear(LATENT, num_features, key=decoder_key)
+        self.encoder = redrawn(encoder, encoder_key, 0.1)
+        self.field = redrawn(field, field_key)
+        self.decoder = redrawn(decoder, decoder_key, 0.1)
 
     def encode(self, ts: Float[Array, " times"], series: Series) -> Gaussian:
         return jax.vmap(self.encoder, in_axes=(None, 0, 0))(
