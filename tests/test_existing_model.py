@@ -1,6 +1,5 @@
 """The speed, added to a model that somebody has already."""
 
-import json
 import os
 import subprocess
 import sys
@@ -49,20 +48,25 @@ def test_changed_lines():
 
 def _outcomes():
     rest = ([3, 4], [2.0, 1.0], [0.0, 1.0], [[1.0, 2.0]] * 2, [[1.0, 2.0]] * 2, [1.0])
-    figures = ((0.0, 4e-3, 80.0, 300.0), (1e-3, 4.1e-3, 70.0, 150.0))
+    figures = (("plain", 0.0, 4e-3, 80.0, 300.0), ("R_3", 0.5, 4.1e-3, 70.0, 150.0))
     return [Outcome(*figure, 0.02, 9.0, *rest) for figure in figures]
 
 
 def test_table(tmp_path):
     assert existing_model.table(tmp_path) is None
-    results = [outcome._asdict() for outcome in _outcomes()]
-    record = records.circumstances(Namespace(seed=0)) | dict(results=results)
-    (tmp_path / "existing_model.json").write_text(json.dumps(record))
+    options = Namespace(seed=0, epochs=10, quick=False, regularization=0.5)
+    for outcome in _outcomes():
+        name = existing_model.file_name(outcome.method, outcome.regularization)
+        records.save_figures(tmp_path / name, options, outcome._asdict())
+    name = existing_model.file_name("R_3", 9.0)
+    records.save_figures(tmp_path / name, options, "Training diverged")
     text = existing_model.table(tmp_path)
     assert existing_model.changed_lines() in text
-    for row in (("plain", "4.00e-03", "80.0"), ("R_3, λ = 0.001", "4.10e-03", "70.0")):
-        (line,) = [line for line in text.splitlines() if line.startswith(f"| {row[0]}")]
-        assert all(cell in line for cell in row)
+    plain, speed, failure = [x for x in text.splitlines() if x[:1] == "|"][2:]
+    assert plain.startswith("| plain ") and "4.00e-03" in plain and "80.0" in plain
+    assert speed.startswith("| R_3, λ = 0.5 ") and "4.10e-03" in speed
+    assert "experiments.existing_model R_3 --lambda 0.5`" in speed
+    assert "Training diverged" in failure
     existing_model.draw(_outcomes(), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
@@ -81,7 +85,8 @@ def _run(*options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--lambda", "0"], "--lambda: must be a positive float, but got '0'"),
+        (["--lambda", "-1"], "--lambda: must be a nonnegative float, but got '-1'"),
+        (["R_4"], "the methods are plain, R_3, but got 'R_4'"),
         (["--epochs", "x"], "--epochs: must be a positive int, but got 'x'"),
     ],
 )
@@ -93,9 +98,9 @@ def test_bad_options(options, message):
 
 @pytest.mark.thorough
 def test_quick_run(tmp_path):
-    result = _run("--quick", "--output", tmp_path)
+    result = _run("all", "--quick", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
-    plain, speed = existing_model.load_outcomes(tmp_path)
+    plain, speed = existing_model.load_outcomes(tmp_path).values()
     assert plain.regularization == 0 < speed.regularization
     for outcome in (plain, speed):
         assert outcome.tight_nfe > outcome.nfe > 6
