@@ -3,8 +3,10 @@
 The model is that of the page "Neural ODE" of Diffrax's documentation: nonlinear
 oscillators, learned from samples of trajectories, first from short ones and then from
 long ones. Neither the model nor its solve is changed, but two lines of the loss: the
-trajectories that it has anyway are the nodes at which the speed is integrated. Writes
-the changed lines, a table, a picture and a file of results.
+trajectories that it has anyway are the nodes at which the speed is integrated.
+
+One file of results for each method and weight; the changed lines, the table and the
+picture, of all files in the folder, follow. Without methods, nothing is trained.
 """
 
 import argparse
@@ -74,7 +76,10 @@ class NeuralODE(eqx.Module):
         return ys
 
     def solve(
-        self, ts: Float[Array, " times"], y0: Float[Array, " state"]
+        self,
+        ts: Float[Array, " times"],
+        y0: Float[Array, " state"],
+        saveat: dfx.SaveAt | None = None,
     ) -> dfx.Solution:
         return dfx.diffeqsolve(
             dfx.ODETerm(self.func),
@@ -84,7 +89,7 @@ class NeuralODE(eqx.Module):
             dt0=ts[1] - ts[0],
             y0=y0,
             stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-6),
-            saveat=dfx.SaveAt(ts=ts),
+            saveat=dfx.SaveAt(ts=ts) if saveat is None else saveat,
         )
 
 
@@ -262,18 +267,8 @@ def run(method: str, options: argparse.Namespace) -> Outcome:
     )
     predicted = trajectories(model, test)
     nfe, tight_nfe = evaluations(model, test)
-    shown = dfx.diffeqsolve(
-        dfx.ODETerm(model.func),
-        dfx.Tsit5(),
-        0.0,
-        DURATION,
-        data.ts[1],
-        test.ys[SHOWN, 0],
-        stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-6),
-        saveat=dfx.SaveAt(steps=True),
-        max_steps=256,
-    )
-    assert shown.ts is not None
+    steps = model.solve(test.ts, test.ys[SHOWN, 0], dfx.SaveAt(steps=True)).ts
+    assert steps is not None
     rounded = lambda x: np.round(np.asarray(x, float), 5).tolist()
     return Outcome(
         method,
@@ -289,7 +284,7 @@ def run(method: str, options: argparse.Namespace) -> Outcome:
         times=rounded(test.ts),
         truth=rounded(test.ys[SHOWN]),
         predicted=rounded(predicted[SHOWN]),
-        steps=rounded(shown.ts[jnp.isfinite(shown.ts)]),
+        steps=rounded(steps[jnp.isfinite(steps)]),
     )
 
 
