@@ -36,7 +36,7 @@ class Quadrature(eqx.Module):
         ```
 
     Make one with [`diffrax_speedreg.gauss_legendre`][] or
-    [`diffrax_speedreg.random_nodes`][], or for the states that a solve saves anyway with
+    [`diffrax_speedreg.random_nodes`][], or for states that a solve saves anyway with
     [`diffrax_speedreg.trapezoidal`][].
 
     **Attributes:**
@@ -195,8 +195,8 @@ def random_nodes(
 def trapezoidal(ts: Real[Array, " nodes"]) -> Quadrature:
     r"""The trapezoidal rule over times at which a solve saves states anyway.
 
-    With $n$ times at equal distances the error decreases as $1 / n^2$. The solve and what
-    it saves need no change; there is nothing to be split off.
+    With $n$ times at equal distances the error decreases as $1 / n^2$. The solve, and
+    what it saves, need no change; there is nothing to be split off.
 
     !!! example
 
