@@ -40,11 +40,12 @@ STEPS_PER_EPOCH = 50
 LEARNING_RATE = 3e-3
 TIGHT, TOLERANCE = dfx.Dopri5(), 1.4e-8
 SHOWN = 3
-METHODS = ("plain", "R_3")
+METHODS = ("plain", "R_3", "truth")
 _NOTES = f"""On trajectories that were not trained on. NFE: mean of the trajectories,
 each solved as the model does it, by Tsit5 with rtol = 1e-3 and atol = 1e-6; tight: by
 Dopri5 with both {TOLERANCE:g}. Step: the median, on whole trajectories. Training: all
-steps, with compilation. No paper has figures of this."""
+steps, with compilation. Truth: the oscillators themselves, which nobody trained. No
+paper has figures of this."""
 
 
 class Func(eqx.Module):
@@ -66,7 +67,7 @@ class Func(eqx.Module):
 class NeuralODE(eqx.Module):
     """The model, as a user may have it: from an initial state to a trajectory."""
 
-    func: Func
+    func: Callable[..., Float[Array, " state"]]
 
     def __call__(
         self, ts: Float[Array, " times"], y0: Float[Array, " state"]
@@ -120,7 +121,7 @@ class Outcome(NamedTuple):
     error: float
     nfe: float
     tight_nfe: float
-    step_seconds: float
+    step_seconds: float | None
     training_seconds: float
     nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
@@ -166,24 +167,27 @@ def _statements(function: Callable[..., Array]) -> list[str]:
     return source.splitlines()[first.lineno - 1 :]
 
 
-def oscillators(num_samples: int, key: Key[Array, ""]) -> Trajectories:
-    """Trajectories of dy/dt = (x2, -x1) with x = y / (1 + y)."""
-    ts = jnp.linspace(0.0, DURATION, TIMES)
+class Oscillator(eqx.Module):
+    """What is to be learned: dy/dt = (x2, -x1) with x = y / (1 + y)."""
 
-    def field(
-        t: Float[ArrayLike, ""], y: Float[Array, " state"], args: None
+    def __call__(
+        self, t: Float[ArrayLike, ""], y: Float[Array, " state"], args: None
     ) -> Float[Array, " state"]:
         x = y / (1 + y)
         return jnp.stack([x[1], -x[0]])
 
+
+def oscillators(num_samples: int, key: Key[Array, ""]) -> Trajectories:
+    ts = jnp.linspace(0.0, DURATION, TIMES)
+
     def one(y0: Float[Array, " state"]) -> Float[Array, "times state"]:
         ys = dfx.diffeqsolve(
-            dfx.ODETerm(field), dfx.Tsit5(), 0.0, DURATION, 0.1, y0, saveat=at_times
+            term, dfx.Tsit5(), 0.0, DURATION, 0.1, y0, saveat=at_times
         ).ys
         assert ys is not None
         return ys
 
-    at_times = dfx.SaveAt(ts=ts)
+    term, at_times = dfx.ODETerm(Oscillator()), dfx.SaveAt(ts=ts)
     y0s = jr.uniform(key, (num_samples, 2), minval=-0.6, maxval=1.0)
     return Trajectories(ts, jax.vmap(one)(y0s))
 
@@ -250,21 +254,24 @@ def train(
 
 
 def run(method: str, options: argparse.Namespace) -> Outcome:
-    weight = 0.0 if method == "plain" else options.regularization
+    weight = options.regularization if method == "R_3" else 0.0
     data_key, test_key, model_key, key = jr.split(jr.key(options.seed), 4)
     data, test = oscillators(SAMPLES, data_key), oscillators(TEST_SAMPLES, test_key)
     loss_of_one = (
         loss if method == "plain" else ft.partial(loss_with_speed, weight=weight)
     )
-    model, recorders = train(
-        method,
-        NeuralODE(Func(model_key)),
-        loss_of_one,
-        data,
-        test,
-        options,
-        key,
-    )
+    if method == "truth":
+        model, recorders = NeuralODE(Oscillator()), []
+    else:
+        model, recorders = train(
+            method,
+            NeuralODE(Func(model_key)),
+            loss_of_one,
+            data,
+            test,
+            options,
+            key,
+        )
     predicted = trajectories(model, test)
     nfe, tight_nfe = evaluations(model, test)
     steps = model.solve(test.ts, test.ys[SHOWN, 0], dfx.SaveAt(steps=True)).ts
@@ -277,7 +284,7 @@ def run(method: str, options: argparse.Namespace) -> Outcome:
         nfe=float(nfe),
         tight_nfe=float(tight_nfe),
         # Of the last part of the training, on whole trajectories.
-        step_seconds=float(np.median(recorders[-1].seconds)),
+        step_seconds=float(np.median(recorders[-1].seconds)) if recorders else None,
         training_seconds=sum(sum(record.seconds) for record in recorders),
         nfe_by_epoch=[nfe for record in recorders for nfe in record.nfe],
         loss_by_epoch=[x for record in recorders for x in record.loss_by_epoch],
@@ -289,12 +296,16 @@ def run(method: str, options: argparse.Namespace) -> Outcome:
 
 
 def file_name(method: str, regularization: float) -> str:
-    weight = "" if method == "plain" else f"-{regularization:g}"
-    return f"{command_line.file_name(f'existing_model-{method}')}{weight}.json"
+    weight = f"-{regularization:g}" if method == "R_3" else ""
+    return f"{_stem(method)}{weight}.json"
+
+
+def _stem(method: str) -> str:
+    return command_line.file_name(f"existing_model-{method}")
 
 
 def label(outcome: Outcome) -> str:
-    weight = "" if outcome.method == "plain" else f", λ = {outcome.regularization:g}"
+    weight = f", λ = {outcome.regularization:g}" if outcome.method == "R_3" else ""
     return f"{outcome.method}{weight}"
 
 
@@ -302,8 +313,8 @@ def load_outcomes(folder: Path) -> dict[Path, Outcome | str]:
     """What came of the methods that have a file in a folder, the plain one first."""
     kept = {p: records.load_figures(p) for p in folder.glob("existing_model-*.json")}
     found = {p: k if isinstance(k, str) else Outcome(**k) for p, k in kept.items()}
-    weight = lambda path: getattr(found[path], "regularization", np.inf)
-    return {path: found[path] for path in sorted(found, key=weight)}
+    place = lambda path: (getattr(found[path], "regularization", np.inf), path.name)
+    return {path: found[path] for path in sorted(found, key=place)}
 
 
 def table(folder: Path) -> str | None:
@@ -313,7 +324,7 @@ def table(folder: Path) -> str | None:
     rows[0] += ["command"]
     for path, outcome in found.items():
         options = records.options(path)
-        method = "plain" if path.stem.endswith("plain") else "R_3"
+        method = next(m for m in METHODS if path.name.startswith(_stem(m)))
         command = f"`{parser().command(options, method)}`"
         rows.append([*_measured(outcome, path), command])
     diff = f"```diff\n{changed_lines()}\n```"
@@ -323,10 +334,12 @@ def table(folder: Path) -> str | None:
 def _measured(outcome: Outcome | str, path: Path) -> list[str]:
     if isinstance(outcome, str):
         return [path.stem, outcome, *[""] * 4]
+    step, training = outcome.step_seconds, outcome.training_seconds
+    times = ["", ""] if step is None else [f"{1e3 * step:.0f} ms", f"{training:.0f} s"]
     return [
         *(label(outcome), f"{outcome.error:.2e}"),
         *(f"{outcome.nfe:.1f}", f"{outcome.tight_nfe:.1f}"),
-        *(f"{1e3 * outcome.step_seconds:.0f} ms", f"{outcome.training_seconds:.0f} s"),
+        *times,
     ]
 
 
@@ -339,7 +352,8 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     left, *others = figure.subplots(1, 1 + len(outcomes))
     for outcome, axes in zip(outcomes, others):
         epochs = np.arange(1, len(outcome.nfe_by_epoch) + 1)
-        left.plot(epochs, outcome.nfe_by_epoch, label=label(outcome))
+        if len(epochs):
+            left.plot(epochs, outcome.nfe_by_epoch, label=label(outcome))
         axes.plot(outcome.times, outcome.truth, ".", color="gray", markersize=2)
         axes.plot(outcome.times, outcome.predicted, linewidth=1)
         for step in outcome.steps:

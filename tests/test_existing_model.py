@@ -86,7 +86,7 @@ def _run(*options):
     "options, message",
     [
         (["--lambda", "-1"], "--lambda: must be a nonnegative float, but got '-1'"),
-        (["R_4"], "the methods are plain, R_3, but got 'R_4'"),
+        (["R_4"], "the methods are plain, R_3, truth, but got 'R_4'"),
         (["--epochs", "x"], "--epochs: must be a positive int, but got 'x'"),
     ],
 )
@@ -100,9 +100,10 @@ def test_bad_options(options, message):
 def test_quick_run(tmp_path):
     result = _run("all", "--quick", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
-    plain, speed = existing_model.load_outcomes(tmp_path).values()
-    assert plain.regularization == 0 < speed.regularization
-    for outcome in (plain, speed):
+    outcomes = {o.method: o for o in existing_model.load_outcomes(tmp_path).values()}
+    assert list(outcomes) == ["plain", "truth", "R_3"]
+    assert outcomes["truth"].error < 1e-3 and not outcomes["truth"].nfe_by_epoch
+    for outcome in outcomes.values():
         assert outcome.tight_nfe > outcome.nfe > 6
         assert len(outcome.predicted) == len(outcome.times) == existing_model.TIMES
     assert (tmp_path / "existing_model.png").stat().st_size > 10_000
