@@ -73,7 +73,7 @@ def train(
     test = dsr.shard_batch(Batch(*(x[:TEST_SIZE] for x in test)), mesh)
     checkpoints = None
     if options.checkpoints is not None:
-        settings = dict(seed=options.seed, small=small)
+        settings = dict(seed=options.seed, small=small, batch=options.batch)
         checkpoints = dsr.Checkpoints(
             options.checkpoints, settings, seconds=options.seconds
         )
