@@ -114,7 +114,7 @@ class Outcome(NamedTuple):
     tight_nfe: float
     step_seconds: float
     training_seconds: float
-    nfe_by_epoch: list[int]
+    nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
     times: list[float]
     truth: list[list[float]]

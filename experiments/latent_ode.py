@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
     solve_seconds: float
     step_seconds: float
     training_seconds: float
-    nfe_by_epoch: list[int]
+    nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
     times: list[float]
     predicted: list[float]
