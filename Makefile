@@ -5,10 +5,13 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 BIN := .venv/bin
 DEMO ?=
 
-.PHONY: demo benchmarks docs test check format test-versions clean
+.PHONY: demo experiments-quick benchmarks docs test check format test-versions clean
 
 demo: .venv/experiments
 	$(BIN)/python -m experiments.digits $(DEMO)
+
+experiments-quick: .venv/experiments
+	$(BIN)/python -m experiments.quick
 
 benchmarks: .venv/benchmarks .venv/experiments
 	$(BIN)/python -m benchmarks.taylor

@@ -14,7 +14,15 @@ from . import command_line
 
 # In the order of the page. Each has a `table(folder)`: Markdown from the module's files
 # in there, or None if there are none.
-MODULES = ("mnist", "digits", "latent_ode", "existing_model")
+MODULES = (
+    "toy",
+    "mnist",
+    "orders",
+    "ffjord",
+    "latent_ode",
+    "existing_model",
+    "digits",
+)
 _ROOT = Path(__file__).parents[1]
 RESULTS = _ROOT / "experiments" / "results"
 PAGE = _ROOT / "docs" / "results.md"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from experiments import classification, digits, records
+from experiments import classification, digits, records, toy
 from experiments.classification import Batch
 
 
@@ -52,7 +52,29 @@ def test_toy(tmp_path):
             assert len(states) == len(outcome["times"])
         for times in outcome["evaluations"]:
             assert times[0] == 0 and times[-1] == 1
+        assert outcome["nfe"].keys() == {"Dopri5", "Bosh3"}
     assert (tmp_path / "toy.png").stat().st_size > 10_000
+
+
+def test_toy_table(tmp_path):
+    outcome = dict(method="plain", error=0.012, nfe=dict(Dopri5=50.6, Bosh3=125.94))
+    outcome |= dict(speed=117.2, training_seconds=12.3)
+    failure = dict(method="speed R_3", failure="Training diverged at step 3.")
+    record = dict(options=dict(epochs="20"), results=[outcome, failure])
+    (tmp_path / "toy.json").write_text(json.dumps(record))
+    _, _, plain, speed, *rest = toy.table(tmp_path).splitlines()
+    cells = [cell.strip() for cell in plain.strip("|").split("|")]
+    assert cells == ["plain", "0.012", "50.6", "125.9", "117", "12 s"]
+    assert "Training diverged at step 3." in speed
+    assert "`python -m experiments.toy --epochs 20`" in "\n".join(rest)
+
+
+def test_toy_records_a_divergence(tmp_path):
+    result = _run("toy", "--quick", "--learning-rate", "1e300", "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "toy.json").read_text())
+    assert all("Training" in outcome["failure"] for outcome in record["results"])
+    assert not (tmp_path / "toy.png").exists()
 
 
 def test_mnist_unknown_method(tmp_path):

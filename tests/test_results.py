@@ -1,11 +1,13 @@
 """The page of results, and the tables of which it is made."""
 
+import importlib
 import json
 from argparse import Namespace
 
 import numpy as np
 import pytest
-from experiments import mnist, records, results
+from experiments import mnist, quick, records, results
+from experiments.data import DataUnavailable
 
 
 def _record(method, **others):
@@ -105,3 +107,25 @@ def test_circumstances(tmp_path):
     assert first.startswith("Measured on cores 2, jax 0.7.0: [a-x.json]")
     assert "[a-y.json]" in first
     assert second.startswith("Measured on cores 4, jax 0.7.0: [a.json]")
+
+
+def test_quick_leaves_out_what_has_no_data(monkeypatch, tmp_path):
+    def load():
+        raise DataUnavailable("Put files there.")
+
+    monkeypatch.setitem(quick.DATA, "mnist", load)
+    assert quick.run("mnist", tmp_path) == "left out. Put files there."
+
+
+def test_quick_fails_as_an_experiment_does(monkeypatch, tmp_path):
+    monkeypatch.setitem(quick.METHODS, "orders", ("R_9",))
+    with pytest.raises(SystemExit, match="the methods are R_2, .*, but got 'R_9'"):
+        quick.run("orders", tmp_path)
+
+
+def test_quick_runs_methods_that_there_are():
+    assert set(quick.METHODS) | set(quick.DATA) <= set(results.MODULES)
+    for name, methods in quick.METHODS.items():
+        module = importlib.import_module(f"experiments.{name}")
+        known = module.ORDERS if name == "orders" else module.METHODS
+        assert set(methods) <= set(known)
