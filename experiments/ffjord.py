@@ -10,6 +10,7 @@ OpenML.
 """
 
 import argparse
+import functools
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,7 @@ FULL = Settings(width=860, epochs=500, batch_size=1000, learning_rate=1e-3)
 REDUCED = Settings(width=64, epochs=60, batch_size=250, learning_rate=1e-2)
 IN_PLANE = Settings(width=64, epochs=10, batch_size=256, learning_rate=1e-2)
 QUICK = Settings(width=16, epochs=1, batch_size=250, learning_rate=1e-2)
+WEIGHTS = {"lambda": 1e-2, "kinetic": 0.01, "jacobian": 0.01, "penalty": 50.0}
 STEPS_IN_PLANE = 100
 TEST_BATCHES = 16
 
@@ -248,9 +250,14 @@ def show(folder: Path) -> None:
         flow_report.draw(samples, runs, folder / "ffjord.png")
 
 
+def usual_options(task: str, *, full: bool, quick: bool) -> dict[str, float]:
+    """Those for which there are numbers, where the command line does not have them."""
+    settings = FULL if full else IN_PLANE if task in PLANAR else REDUCED
+    return (QUICK if quick else settings)._asdict() | WEIGHTS | dict(seed=0, order=2)
+
+
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, by default those of the command line; what is not given there is as
-    the task has it."""
+    """The options, by default those of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.ffjord",
         description=__doc__,
@@ -260,22 +267,24 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("methods", nargs="*", help=f"some of {', '.join(map(repr, METHODS))}, or 'all'")
     add("--task", choices=TASKS, default="moons", help="the density to learn")
-    add("--seed", type=report.seed, default=0, help="decides everything")
     add("--full", action="store_true", help="the papers' settings, for MINIBOONE")
     add("--quick", action="store_true", help="a few steps, of a small network")
+    # Those that are not given depend on the task.
+    add_number = functools.partial(add, default=argparse.SUPPRESS)
+    add_number("--seed", type=report.seed, help="decides everything")
+    add_number("--order", type=report.positive(int), help="K of the speed R_K")
     for name, kind in Settings.__annotations__.items():
         option, help_ = f"--{name.replace('_', '-')}", "if not that of the task"
-        add(option, type=report.positive(kind), metavar="N", help=help_)
-    add("--order", type=report.positive(int), default=2, help="K of the speed R_K")
-    weights = [
-        ("--lambda", 1e-2, "weight of the speed"),
-        ("--kinetic", 0.01, "RNODE's weight of the kinetic energy"),
-        ("--jacobian", 0.01, "RNODE's weight of the Jacobian's norm"),
-        ("--penalty", 50.0, "weight of the Taylor-Lagrange remainders"),
-    ]
-    for option, default, text in weights:
-        kind = report.nonnegative(float)
-        add(option, type=kind, default=default, metavar="W", help=text)
+        add_number(option, type=report.positive(kind), metavar="N", help=help_)
+    weights = {
+        "lambda": "of the speed",
+        "kinetic": "RNODE's, of the kinetic energy",
+        "jacobian": "RNODE's, of the Jacobian's norm",
+        "penalty": "of the Taylor-Lagrange remainders",
+    }
+    for name, text in weights.items():
+        help_, kind = f"weight {text}", report.nonnegative(float)
+        add_number(f"--{name}", type=kind, metavar="W", help=help_)
     add(
         "--output",
         type=report.writable_folder,
@@ -288,22 +297,18 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     for method in options.methods:
         if method not in METHODS:
             parser.error(f"the methods are {', '.join(METHODS)}, but got {method!r}")
-    usual = FULL if options.full else IN_PLANE if options.task in PLANAR else REDUCED
-    usual = QUICK if options.quick else usual
-    for name, value in usual._asdict().items():
-        if vars(options)[name] is None:
-            vars(options)[name] = value
-    return options
+    usual = usual_options(options.task, full=options.full, quick=options.quick)
+    return argparse.Namespace(**usual | vars(options))
 
 
 def command(method: str, recorded: Mapping[str, str]) -> str:
     """By which to repeat a run of which these are the options."""
     words = [method, "--task", recorded["task"]]
-    words += [f"--{name}" for name in ("full", "quick") if recorded[name] == "True"]
-    usual = vars(arguments(words))
-    for name, value in recorded.items():
-        if name != "methods" and value != str(usual[name]):
-            words += [f"--{name.replace('_', '-')}", value]
+    flags = {name: recorded[name] == "True" for name in ("full", "quick")}
+    words += [f"--{name}" for name, given in flags.items() if given]
+    for name, value in usual_options(recorded["task"], **flags).items():
+        if recorded[name] != str(value):
+            words += [f"--{name.replace('_', '-')}", recorded[name]]
     return shlex.join(["python", "-m", "experiments.ffjord", *words])
 
 

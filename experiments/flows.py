@@ -156,10 +156,20 @@ def problem(
     noise: Float[Array, "batch size"] | None = None,
 ) -> dsr.InitialValueProblem:
     """From samples of the data to the base's."""
+    return _problem(field, FlowState.of(samples), DATA_TIME, BASE_TIME, noise)
+
+
+def _problem(
+    field: Field,
+    state: FlowState,
+    t0: float,
+    t1: float,
+    noise: Float[Array, "batch size"] | None = None,
+) -> dsr.InitialValueProblem:
     term = dfx.ODETerm(flow_field(field))
-    return dsr.InitialValueProblem(
-        term, FlowState.of(samples), DATA_TIME, BASE_TIME, noise
-    )
+    # Diffrax gives the state the dtype of time, where that is the wider one.
+    t0, t1 = jnp.asarray((t0, t1), state.samples.dtype)
+    return dsr.InitialValueProblem(term, state, t0, t1, noise)
 
 
 def base_log_density(samples: Float[Array, "batch size"]) -> Float[Array, " batch"]:
@@ -183,7 +193,6 @@ def generate(
     """
     samples = jr.normal(key, (count, field.size), field.layers[0].linear.weight.dtype)
     final = FlowState(samples, base_log_density(samples))
-    term = dfx.ODETerm(flow_field(field))
-    ivp = dsr.InitialValueProblem(term, final, BASE_TIME, DATA_TIME)
+    ivp = _problem(field, final, BASE_TIME, DATA_TIME)
     state: PyTree[Array] = dsr.final_state(solve(ivp))
     return state.samples, state.log_density
