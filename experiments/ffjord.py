@@ -63,7 +63,7 @@ class Settings(NamedTuple):
 
 # The epochs of the Taylor-Lagrange paper are 400.
 FULL = Settings(width=860, epochs=500, batch_size=1000, learning_rate=1e-3)
-REDUCED = Settings(width=64, epochs=60, batch_size=250, learning_rate=1e-2)
+REDUCED = Settings(width=32, epochs=30, batch_size=128, learning_rate=1e-2)
 IN_PLANE = Settings(width=64, epochs=10, batch_size=256, learning_rate=1e-2)
 QUICK = Settings(width=16, epochs=1, batch_size=250, learning_rate=1e-2)
 WEIGHTS = {"lambda": 1e-2, "kinetic": 0.01, "jacobian": 0.01, "penalty": 50.0}

@@ -41,17 +41,16 @@ class NoisyBatches:
     for the traces, which are new in each step."""
 
     def __init__(self, data: Float[np.ndarray, "rows size"], size: int, seed: int):
-        self.data, self.size, self.seed = data, size, seed
-        self.per_epoch = len(data) // size
-        if not self.per_epoch:
-            raise ValueError(f"{len(data)} samples do not fill a batch of {size}.")
+        self.batches, self.key = dsr.Batches(data, size), jr.key(seed)
+
+    @property
+    def per_epoch(self) -> int:
+        return self.batches.num_batches
 
     def __call__(self, step: int) -> Batch:
         """The batch after so many others."""
-        epoch, number = divmod(step, self.per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.data))
-        samples = self.data[order[number * self.size : (number + 1) * self.size]]
-        key = jr.fold_in(jr.key(self.seed), step)
+        samples = self.batches(self.key, step)
+        key = jr.fold_in(self.key, step)
         noise = jr.rademacher(key, samples.shape).astype(samples.dtype)
         return Batch(jnp.asarray(samples), noise)
 

@@ -215,11 +215,6 @@ def test_noisy_batches():
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_noisy_batches_larger_than_data():
-    with pytest.raises(ValueError, match="4 samples do not fill a batch of 5"):
-        flow_training.NoisyBatches(np.zeros((4, 1)), 5, seed=0)
-
-
 @pytest.mark.parametrize("sampler", (data.moons, data.pinwheel))
 def test_planar_samples(sampler):
     batches = flow_training.SampledBatches(sampler, 50, seed=1)
