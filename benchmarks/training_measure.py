@@ -17,7 +17,7 @@ from .training_records import Case, Loop, Scaling
 
 
 # Of `fit`, in a turn: what it does once should not weigh.
-STEPS_PER_TURN = 20
+STEPS_PER_TURN = 50
 
 
 def measure_loop(case: Case, seed: int, rounds: Rounds) -> Loop:

@@ -58,6 +58,11 @@ class Scaling(NamedTuple):
     seconds: float
     cpu_seconds: float
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether it has waited for other programs: one core at least always works."""
+        return self.seconds > 1.15 * self.cpu_seconds
+
 
 class Results(NamedTuple):
     """All that was measured, under which circumstances."""
@@ -70,14 +75,12 @@ class Results(NamedTuple):
 
     def speedups(self, devices: int, cores: int) -> Iterator[tuple[Case, float]]:
         """By two devices with a core each, in comparison with these."""
-        for ours in self.scalings:
-            for base in self.scalings:
-                same_case = ours[:3] == base[:3] and (ours.devices, ours.cores) == (
-                    2,
-                    2,
-                )
-                if same_case and (base.devices, base.cores) == (devices, cores):
-                    yield Case(*ours[:3]), base.seconds / ours.seconds
+        valid = [scaling for scaling in self.scalings if not scaling.disturbed]
+        ours = [scaling for scaling in valid if scaling[3:5] == (2, 2)]
+        bases = {s[:3]: s for s in valid if s[3:5] == (devices, cores)}
+        for scaling in ours:
+            if (base := bases.get(scaling[:3])) is not None:
+                yield Case(*scaling[:3]), base.seconds / scaling.seconds
 
 
 load = functools.partial(runs.load, results=Results, loops=Loop, scalings=Scaling)

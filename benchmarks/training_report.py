@@ -21,6 +21,9 @@ SCALING = """\
 A dynamics step on devices of one CPU, of which the process is pinned to some cores.
 *CPU* is the time that all of them together have worked: where it is the same, nothing
 is lost but what one waits for the other."""
+DISTURBED = """\
+Where a step takes longer than all cores have worked for it, other programs were in the
+way: such rows are not compared."""
 # TL-NODE's, and one with several inner steps.
 CADENCES = ((400, 1), (100, 1), (10, 1), (10, 5))
 _MINUTE = 60.0
@@ -91,4 +94,5 @@ def _scaling(results: Results) -> str:
         for cores, count in (("one core", 1), ("two cores", 2))
         for _, speedup in results.speedups(1, count)
     ]
-    return "\n\n".join([table(rows), *speedups])
+    disturbed = [DISTURBED] if any(s.disturbed for s in results.scalings) else []
+    return "\n\n".join([table(rows), *disturbed, *speedups])

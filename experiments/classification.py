@@ -195,14 +195,17 @@ def evaluate(
         return dsr.final_state(solve(model, batch))
 
     count = eqx.filter_jit(adaptive.nfe)
-    correct = [
-        jnp.argmax(model.logits(final(model, batch)), axis=1) == batch.labels
-        for batch in test
-    ]
+    with dsr.solving(record.steps):
+        correct = [
+            jnp.argmax(model.logits(final(model, batch)), axis=1) == batch.labels
+            for batch in test
+        ]
+        accuracy = float(jnp.mean(jnp.stack(correct)))
+        nfe = float(np.mean([count(model, batch) for batch in test]))
     return Result(
         method,
-        accuracy=float(jnp.mean(jnp.stack(correct))),
-        nfe=float(np.mean([count(model, batch) for batch in test])),
+        accuracy,
+        nfe,
         solve_seconds=median_seconds(lambda: final(model, test[0])),
         step_seconds=float(np.median(record.seconds)),
         training_seconds=sum(record.seconds),

@@ -7,6 +7,7 @@ Writes a table, a picture and a file of results.
 
 import argparse
 import sys
+from pathlib import Path
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -20,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from . import classification, report
+from . import classification, command_line, records, report
 from .classification import Batch, Classifier
 from .records import Result
 from .training import Recorder, train_adaptively, train_alternating
@@ -76,6 +77,7 @@ def run(options: argparse.Namespace) -> list[Result]:
             options.epochs,
             batches.per_epoch,
             lambda model: count(model, test),
+            command_line.checkpoints(options, f"digits {method}"),
         )
 
     def evaluate(
@@ -120,21 +122,24 @@ def run(options: argparse.Namespace) -> list[Result]:
     return results
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.digits",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    add("--epochs", type=report.positive(int), default=60, help="passes over the data")
-    add("--learning-rate", type=report.positive(float), default=3e-3, help="Adam's")
-    add("--order", type=report.positive(int), default=3, help="K of the speed R_K")
+def table(folder: Path) -> str | None:
+    """The methods, in Markdown; the papers do not have this task."""
+    path = folder / "digits.json"
+    if not path.exists():
+        return None
+    command = parser().command(records.options(path))
+    text = path.with_suffix(".md").read_text().strip()
+    return f"{text} No paper has this task. All rows: `{command}`"
+
+
+def parser() -> command_line.Parser:
+    made = command_line.Parser("digits", __doc__, epochs=60, quick="two epochs")
+    add, positive = made.add_argument, command_line.positive
+    add("--learning-rate", type=positive(float), default=3e-3, help="Adam's")
+    add("--order", type=positive(int), default=3, help="K of the speed R_K")
     add(
         "--lambda",
-        type=report.nonnegative(float),
+        type=command_line.nonnegative(float),
         default=0.1,
         dest="regularization",
         metavar="LAMBDA",
@@ -142,25 +147,20 @@ def arguments() -> argparse.Namespace:
     )
     add(
         "--solver-order",
-        type=report.positive(int),
+        type=positive(int),
         default=2,
         help="order p of the Taylor-Lagrange solver",
     )
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="demo-output",
-        help="folder for the results",
-    )
-    return parser.parse_args()
+    return made
 
 
 def main() -> None:
-    options = arguments()
-    try:
-        results = run(options)
-    except dsr.TrainingDiverged as error:
-        sys.exit(f"error: {error}")
+    options = parser().options()
+    if options.quick:
+        options.epochs = 2
+    results = command_line.attempt(lambda: run(options))
+    if isinstance(results, str):
+        sys.exit(f"error: {results}")
     caption = (
         f"NFE: evaluations that {type(ADAPTIVE.solver).__name__} needs for the test "
         f"set as one state, at rtol = atol = {ADAPTIVE.tolerance:g}. Solve: time for "

@@ -32,7 +32,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from . import classification, digits, report
+from . import classification, command_line, digits
 from .classification import Batch, Classifier
 
 
@@ -73,7 +73,7 @@ def train(
     test = dsr.shard_batch(Batch(*(x[:TEST_SIZE] for x in test)), mesh)
     checkpoints = None
     if options.checkpoints is not None:
-        settings = dict(seed=options.seed, small=small)
+        settings = dict(seed=options.seed, small=small, batch=options.batch)
         checkpoints = dsr.Checkpoints(
             options.checkpoints, settings, seconds=options.seconds
         )
@@ -110,23 +110,35 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.parallel",
         description=__doc__,
-        formatter_class=report.HelpFormatter,
+        formatter_class=command_line.HelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    add("--steps", type=report.positive(int), default=600, help="of the dynamics")
-    add("--batch", type=report.positive(int), default=128, help="of all devices")
+    add("--seed", type=command_line.seed, default=0, help="decides everything")
+    add("--steps", type=command_line.positive(int), default=600, help="of the dynamics")
+    add("--batch", type=command_line.positive(int), default=128, help="of all devices")
     add("--checkpoints", metavar="FOLDER", help="where to keep some, and go on from")
     add(
         "--seconds",
-        type=report.nonnegative(float),
+        type=command_line.nonnegative(float),
         default=60.0,
         help="from one checkpoint to the next",
     )
-    add("--devices", type=report.positive(int), help="how many to make of one CPU")
-    add("--processes", type=report.positive(int), default=1, help="how many there are")
-    add("--process", type=report.nonnegative(int), default=0, help="which one this is")
+    add(
+        "--devices", type=command_line.positive(int), help="how many to make of one CPU"
+    )
+    add(
+        "--processes",
+        type=command_line.positive(int),
+        default=1,
+        help="how many there are",
+    )
+    add(
+        "--process",
+        type=command_line.nonnegative(int),
+        default=0,
+        help="which one this is",
+    )
     add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     add("--x64", action="store_true", help="in double precision")
     add("--small", action="store_true", help="cheaper steps, to see that it works")

@@ -1,9 +1,7 @@
-"""What the experiments share: command line, timing, tables, pictures."""
+"""What the experiments share: timing, tables, pictures."""
 
 import argparse
 import json
-import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,59 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from .command_line import (
+    HelpFormatter as HelpFormatter,
+    nonnegative as nonnegative,
+    positive as positive,
+    seed as seed,
+    writable_folder as writable_folder,
+)
 from .records import brief, circumstances as circumstances, figures, Result
-
-
-class HelpFormatter(
-    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-):
-    """Shows defaults, and keeps the description as it was written."""
-
-
-def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    return _number(kind, "positive", lambda value: value > 0)
-
-
-def nonnegative(kind: Callable[[str], float]) -> Callable[[str], float]:
-    return _number(kind, "nonnegative", lambda value: value >= 0)
-
-
-def _number(
-    kind: Callable[[str], float], adjective: str, holds: Callable[[float], bool]
-) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not holds(value):
-            raise argparse.ArgumentTypeError(
-                f"must be a {adjective} {kind.__name__}, but got {text!r}"
-            )
-        return value
-
-    return parse
-
-
-def seed(text: str) -> int:
-    value = nonnegative(int)(text)
-    if value >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be below 2**32, but got {text!r}")
-    return int(value)
-
-
-def writable_folder(text: str) -> Path:
-    """Makes the folder, before anything that takes long."""
-    folder = Path(text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(
-            f"must be a folder that can be written to, but got {text!r} "
-            f"({error.strerror})"
-        ) from error
-    return folder
 
 
 def median_seconds(function: Callable[[], PyTree[Array]], repeats: int = 30) -> float:

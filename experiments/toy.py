@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from . import report
+from . import command_line, report
 from .training import Loss, Recorder, train_adaptively
 
 
@@ -62,7 +62,7 @@ class Outcome(NamedTuple):
     nfe: float
     speed: float
     training_seconds: float
-    nfe_by_epoch: list[int]
+    nfe_by_epoch: list[float]
     loss_by_epoch: list[float]
     times: list[float]
     states: list[list[float]]
@@ -160,7 +160,11 @@ def run(method: str, weight: float, options: argparse.Namespace) -> Outcome:
         return error, jnp.mean(dsr.nfe(SOLVER, solution)), jnp.mean(speed)
 
     record = Recorder(
-        method, options.epochs, STEPS_PER_EPOCH, lambda field: measure(field)[1]
+        method,
+        options.epochs,
+        STEPS_PER_EPOCH,
+        lambda field: measure(field)[1],
+        command_line.checkpoints(options, f"toy {method}"),
     )
     schedule = optax.cosine_decay_schedule(options.learning_rate, record.steps)
     field = train_adaptively(
@@ -203,42 +207,26 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.toy",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    help_ = f"of {STEPS_PER_EPOCH} steps each"
-    add("--epochs", type=report.positive(int), default=30, help=help_)
-    add("--quick", action="store_true", help="one epoch")
-    add("--learning-rate", type=report.positive(float), default=1e-2, help="Adam's")
-    add("--order", type=report.positive(int), default=3, help="K of the speed R_K")
+def parser() -> command_line.Parser:
+    made = command_line.Parser("toy", __doc__, epochs=30, quick="one epoch")
+    add, positive = made.add_argument, command_line.positive
+    add("--learning-rate", type=positive(float), default=1e-2, help="Adam's")
+    add("--order", type=positive(int), default=3, help="K of the speed R_K")
     add(
         "--lambda",
-        type=report.positive(float),
+        type=positive(float),
         default=1e-2,
         dest="regularization",
         metavar="LAMBDA",
         help="weight of the speed in the loss",
     )
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="toy-output",
-        help="folder for the results",
-    )
-    options = parser.parse_args()
-    if options.quick:
-        options.epochs = 1
-    return options
+    return made
 
 
 def main() -> None:
-    options = arguments()
+    options = parser().options()
+    if options.quick:
+        options.epochs = 1
     weights = {"plain": 0.0, f"speed R_{options.order}": options.regularization}
     try:
         outcomes = [run(method, weight, options) for method, weight in weights.items()]

@@ -1,59 +1,131 @@
 """Training loops that the experiments share."""
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import diffrax_speedreg as dsr
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
+import jax.tree_util as jtu
 import numpy as np
 import optax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 from tqdm import tqdm
 
 
 Model = TypeVar("Model", bound=eqx.Module)
+State = TypeVar("State")
 Loss = Callable[[Any, Any, Key[Array, ""]], Array]
 
 
+class Curves(eqx.Module):
+    """What is recorded over a training; not a number where it has not come to."""
+
+    losses: Float[np.ndarray, " steps"]
+    seconds: Float[np.ndarray, " steps"]
+    nfe: Float[np.ndarray, " epochs"]
+
+
 class Recorder:
-    """Shows progress, measures the time that each step takes, and every epoch counts
-    the evaluations that a solve takes."""
+    """Shows progress, measures the time that each step takes, every epoch counts the
+    evaluations that a solve takes, and writes checkpoints of all that."""
 
     def __init__(
-        self, name: str, epochs: int, per_epoch: int, count: Callable[[Any], Array]
+        self,
+        name: str,
+        epochs: int,
+        per_epoch: int,
+        count: Callable[[Any], Array],
+        checkpoints: dsr.Checkpoints | None = None,
     ):
         """**Arguments:**
 
         - `name`: of what is trained.
         - `epochs`, `per_epoch`: the number of epochs, and of steps in each.
         - `count`: from the model to the number of evaluations.
+        - `checkpoints`: where to go on from, and to write some: at their interval, and
+            after the last step.
         """
         self.steps = epochs * per_epoch
-        self.bar = tqdm(total=self.steps, desc=name, unit="step", disable=None)
         self.per_epoch = per_epoch
         self.count = count
-        self.nfe: list[int] = []
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
-        self._start = time.perf_counter()
+        self.checkpoints = checkpoints
+        self.step = 0
+        unknown = lambda size: np.full(size, np.nan)
+        self._curves = Curves(unknown(self.steps), unknown(self.steps), unknown(epochs))
+        self._bar = tqdm(total=self.steps, desc=name, unit="step", disable=None)
+        self._start = self._written = time.perf_counter()
+
+    @property
+    def nfe(self) -> list[float]:
+        return self._curves.nfe[: self.step // self.per_epoch].tolist()
+
+    @property
+    def seconds(self) -> list[float]:
+        return self._curves.seconds[: self.step].tolist()
 
     @property
     def loss_by_epoch(self) -> list[float]:
-        return np.reshape(self.losses, (-1, self.per_epoch)).mean(axis=1).tolist()
+        epochs = self.step // self.per_epoch
+        losses = self._curves.losses[: epochs * self.per_epoch]
+        return losses.reshape(epochs, self.per_epoch).mean(axis=1).tolist()
 
-    def __call__(self, model: Any, loss: float) -> None:
-        self.seconds.append(time.perf_counter() - self._start)
-        self.losses.append(loss)
-        self.bar.update()
-        if len(self.seconds) % self.per_epoch == 0:
-            with dsr.solving(len(self.seconds)):
-                self.nfe.append(int(self.count(model)))
-            self.bar.set_postfix(loss=f"{loss:.4f}", nfe=self.nfe[-1])
-        if len(self.seconds) == self.steps:
-            self.bar.close()
+    def restore(self, state: State) -> State:
+        """Takes up what was recorded up to the latest checkpoint.
+
+        **Arguments:**
+
+        - `state`: the one at the start of the training.
+
+        **Returns:**
+
+        The state of that checkpoint; the one passed, if there are none.
+        """
+        if self.checkpoints is not None:
+            saved = (state, self._curves, self.step)
+            state, self._curves, self.step = self.checkpoints.restore(saved)
+        self._bar.initial = self._bar.n = self.step
+        self._bar.refresh()
+        self._start = self._written = time.perf_counter()
+        return state
+
+    def __call__(self, model: Any, loss: float, state: Any) -> None:
+        """**Arguments:**
+
+        - `model`: after a step.
+        - `loss`: of that step.
+        - `state`: what it takes to go on from there, the model included.
+        """
+        self._curves.seconds[self.step] = time.perf_counter() - self._start
+        self._curves.losses[self.step] = loss
+        self.step += 1
+        self._bar.update()
+        if self.step % self.per_epoch == 0:
+            with dsr.solving(self.step):
+                count = float(self.count(model))
+            self._curves.nfe[self.step // self.per_epoch - 1] = count
+            self._bar.set_postfix(loss=f"{loss:.4f}", nfe=f"{count:g}")
+        self._maybe_write(state)
         self._start = time.perf_counter()
+
+    def _maybe_write(self, state: Any) -> None:
+        """Only warns if it can't be done: a long training goes on."""
+        if self.checkpoints is None:
+            return
+        waited = time.perf_counter() - self._written
+        if waited >= self.checkpoints.seconds or self.step == self.steps:
+            try:
+                self.checkpoints.save((state, self._curves, self.step), self.step)
+            except dsr.CheckpointError as error:
+                warnings.warn(f"{error} The training goes on without.")
+            self._written = time.perf_counter()
+
+    def close(self) -> None:
+        """Leaves the progress bar as it is."""
+        self._bar.close()
 
 
 def train_adaptively(
@@ -71,11 +143,13 @@ def train_adaptively(
 
     - `loss`: `(model, batch, key)` to a scalar, with a new key in each step.
     - `batches`: from the number of steps made to a batch.
+    - `record`: decides about the number of steps, and where to go on from.
     - `key`: decides about all keys.
 
     **Raises:**
 
-    `dsr.TrainingDiverged` once the loss is not finite, or an equation can't be solved.
+    `dsr.TrainingDiverged` once the loss is not finite, or an equation can't be solved;
+    or if the model is not finite at the end.
     """
 
     @eqx.filter_jit
@@ -85,13 +159,19 @@ def train_adaptively(
         updates, state = optimizer.update(grads, state, params)
         return eqx.apply_updates(model, updates), state, value
 
-    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-    for number in range(1, record.steps + 1):
+    start = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    model, state = record.restore((model, start))
+    for number in range(record.step + 1, record.steps + 1):
         batch = batches(number - 1)
         with dsr.solving(number):
             model, state, value = step(model, state, batch, jr.fold_in(key, number))
         dsr.check_finite(value, number)
-        record(model, float(value))
+        record(model, float(value), (model, state))
+    record.close()
+    if not _all_finite(model):
+        raise dsr.TrainingDiverged(
+            f"Training diverged: the model is not finite after step {record.steps}."
+        )
     return model
 
 
@@ -111,12 +191,24 @@ def train_alternating(
 
     As `train_adaptively`.
     """
+
+    def callback(progress: dsr.Progress) -> None:
+        state, loss = progress.state, progress.dynamics.terms.loss
+        record(state.model, float(loss), state)
+
+    # The library's own checkpoints would be without the curves.
     state = dsr.fit(
         trainer,
-        trainer.init(model, solver, key=key),
+        record.restore(trainer.init(model, solver, key=key)),
         lambda key, step: batches(step),
         until=record.steps,
         remainder_every=remainder_every,
-        callbacks=[lambda p: record(p.state.model, float(p.dynamics.terms.loss))],
+        callbacks=[callback],
     )
+    record.close()
     return state.model, state.solver
+
+
+def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    arrays = jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays]))

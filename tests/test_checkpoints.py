@@ -139,6 +139,19 @@ def test_other_hyperparameters(tmp_path, states):
         assert same_bits(changed.restore(start), later)
 
 
+def test_other_settings_of_what_is_not_saved(tmp_path, recwarn):
+    """A function or an order that changed is told; addresses in memory are not."""
+    solver = dsr.TaylorLagrangeSolver(2)
+    path = tmp_path / "solver.ckpt"
+    dsr.save_checkpoint(path, (solver, lambda x: x, object()))
+    dsr.load_checkpoint(path, (solver, lambda x: x, object()))
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match=r"(?s)There \(-\).*- .*degree=2.*\+ .*degree=3"
+    ):
+        dsr.load_checkpoint(path, (dsr.TaylorLagrangeSolver(3), lambda x: x, object()))
+
+
 def test_forgotten_to_restore(tmp_path, trainer, states):
     start, later = states
     checkpoints = dsr.Checkpoints(tmp_path)
@@ -320,7 +333,7 @@ def test_full_disk(tmp_path, states):
     path = tmp_path / "model.ckpt"
     dsr.save_checkpoint(path, start)
     before = path.read_bytes()
-    (tmp_path / ".model.ckpt.unfinished").symlink_to("/dev/full")
+    (tmp_path / f".model.ckpt.{os.getpid()}.unfinished").symlink_to("/dev/full")
     with pytest.raises(dsr.CheckpointError, match="No space left on device.*Make room"):
         dsr.save_checkpoint(path, later)
     assert path.read_bytes() == before and _names(tmp_path) == ["model.ckpt"]

@@ -23,8 +23,9 @@ def digest(command: Sequence[str], folder: Path) -> str:
     return result.stdout.strip().splitlines()[-1]
 
 
-def kill(command: Sequence[str], folder: Path, seconds: float) -> str:
-    """Kills the training some time after it has written its first checkpoint.
+def kill(command: Sequence[str], folder: Path, seconds: float, *, writing: bool) -> str:
+    """Kills the training some time after it has written its first checkpoint; or, if
+    asked for, while it writes the next one after that time.
 
     Returns the name of the last one that is there then.
     """
@@ -35,10 +36,16 @@ def kill(command: Sequence[str], folder: Path, seconds: float) -> str:
         while newest(folder) == before and process.poll() is None:
             time.sleep(0.001)
         time.sleep(seconds)
+        while writing and not half_written(folder) and process.poll() is None:
+            pass  # A write takes milliseconds.
         process.send_signal(signal.SIGKILL)
     if process.returncode != -signal.SIGKILL:
         raise RuntimeError("The training ended before it was killed: make it longer.")
     return newest(folder)
+
+
+def half_written(folder: Path) -> int:
+    return len(list(folder.glob(".*.unfinished")))
 
 
 def newest(folder: Path) -> str:
@@ -54,11 +61,11 @@ def kill_and_resume(
     killed = folder / "killed"
     for number in range(1, kills + 1):
         seconds = rng.uniform(0, most_seconds)
-        last = kill(command, killed, seconds)
-        leftovers = len(list(killed.glob(".*.unfinished")))
+        # At any moment, and while something is written, in turn.
+        last = kill(command, killed, seconds, writing=number % 2 == 0)
         yield (
             f"kill {number}: {seconds:.3f} s after the first checkpoint of this "
-            f"process; last checkpoint {last}, {leftovers} half-written"
+            f"process; last checkpoint {last}, {half_written(killed)} half-written"
         )
     resumed = digest(command, killed)
     yield f"undisturbed: {undisturbed}"

@@ -17,6 +17,7 @@ from .._misc import Mean, mean_absolute
 from .._nfe import nfe
 from .._problem import final_state, solve_adaptive, solve_fixed
 from .losses import (
+    check_mean,
     dynamics_loss,
     Loss,
     Problem,
@@ -38,7 +39,7 @@ from .states import (
     RemainderReport,
 )
 from .targets import check_targets, reference_targets, Targets
-from .updates import all_finite, init_optimizer, naming_batch, update
+from .updates import init_optimizer, naming_batch, stays_finite, update
 
 
 Metrics: TypeAlias = Callable[
@@ -130,9 +131,10 @@ class AlternatingTrainer(eqx.Module):
         self.num_steps = check_positive_integer(num_steps, "num_steps")
         self.model_optimizer = model_optimizer
         self.solver_optimizer = solver_optimizer
-        self.penalty, self.penalty_mean = penalty, penalty_mean
+        self.penalty = penalty
+        self.penalty_mean = check_mean(penalty_mean, "penalty_mean")
         self.speed_weight = speed_weight
-        self.error_mean = error_mean
+        self.error_mean = check_mean(error_mean, "error_mean")
         self.one_step = one_step
         self.reference_solver = reference_solver
         self.reference_tolerance = reference_tolerance
@@ -221,7 +223,9 @@ class AlternatingTrainer(eqx.Module):
             state.model_opt_state,
             "model_opt_state",
         )
-        report = DynamicsReport(total, terms, all_finite((total, model, opt_state)))
+        before = (state.model, state.model_opt_state)
+        finite = stays_finite(total, before, (model, opt_state))
+        report = DynamicsReport(total, terms, finite)
         return (
             AlternatingState(
                 model,
@@ -290,7 +294,8 @@ class AlternatingTrainer(eqx.Module):
 
         - `state`: the state before.
         - `batch`: passed to `problem`.
-        - `targets`: of the same model and batch.
+        - `targets`: of the same model and batch. (Of another batch: an error at run
+            time. After a dynamics step, make new ones.)
 
         **Returns:**
 
@@ -325,7 +330,9 @@ class AlternatingTrainer(eqx.Module):
             state.solver_opt_state,
             "solver_opt_state",
         )
-        report = RemainderReport(error, all_finite((error, solver, opt_state)))
+        before = (state.solver, state.solver_opt_state)
+        finite = stays_finite(error, before, (solver, opt_state))
+        report = RemainderReport(error, finite)
         return (
             AlternatingState(
                 state.model,

@@ -3,6 +3,7 @@ import operator
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -84,7 +85,7 @@ class Batches(eqx.Module):
         The batch: arrays like the data's, with `size` samples.
         """
         epoch, index = divmod(operator.index(step), self.num_batches)
-        words = tuple(np.asarray(jr.key_data(key)).tolist())
+        words = tuple(np.asarray(_key_data(key)).tolist())
         order = _order(words, epoch, self.num_samples)
         chosen = order[index * self.size : (index + 1) * self.size]
         return jtu.tree_map(lambda leaf: leaf[chosen], self.data)
@@ -108,6 +109,10 @@ def describe_non_finite(tree: PyTree[Any], name: str) -> str | None:
 
 def _length(leaf: np.ndarray) -> int | None:
     return len(leaf) if leaf.ndim else None
+
+
+# There is one for each step, and primitives that are not compiled are slow.
+_key_data = jax.jit(jr.key_data)
 
 
 # A training asks for the same order again and again.

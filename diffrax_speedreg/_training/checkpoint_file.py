@@ -6,10 +6,13 @@ them, in NumPy's format. Nothing is pickled.
 """
 
 import contextlib
+import difflib
 import hashlib
 import io
 import json
 import os
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -69,7 +72,9 @@ def save_checkpoint(
     """
     path = Path(path)
     header = dict(
-        hyperparameters=as_json(hyperparameters or {}), leaves=_describe(state)
+        hyperparameters=as_json(hyperparameters or {}),
+        leaves=_describe(state),
+        others=_describe_others(state),
     )
     line = json.dumps(header).encode()
     _check_dtypes(state)
@@ -77,7 +82,8 @@ def save_checkpoint(
     eqx.tree_serialise_leaves(leaves, jtu.tree_map(_without_key, state))
     body = line + b"\n" + leaves.getvalue()
     digest = hashlib.sha256(body).hexdigest().encode()
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    # Another process, by mistake in the same folder, should not write into it.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         _write_and_sync(unfinished, _magic + digest + b"\n" + body)
         os.replace(unfinished, path)
@@ -104,7 +110,9 @@ def load_checkpoint(path: str | Path, like: _T) -> _T:
 
     **Returns:**
 
-    The pytree, with the file's arrays and numbers.
+    The pytree, with the file's arrays and numbers. All else, such as functions and the
+    settings of a solver, is of `like`; a warning tells if it is described otherwise
+    than what was saved.
 
     **Raises:**
 
@@ -123,6 +131,7 @@ def load_checkpoint(path: str | Path, like: _T) -> _T:
             f"{ours.get(name, 'not there')} here, and {len(names)} leaves "
             "differ in all. `read_hyperparameters` tells what it was made with."
         )
+    _compare_others(content.header["others"], _describe_others(like), path)
     try:
         loaded = eqx.tree_deserialise_leaves(
             io.BytesIO(content.leaves), jtu.tree_map(_without_key, like)
@@ -215,12 +224,33 @@ def _describe(state: PyTree[Any]) -> list[list[str]]:
             return type(leaf).__name__
         return f"{leaf.dtype}{list(leaf.shape)}"
 
-    saved = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
     return [
         [jtu.keystr(path), kind(leaf)]
         for path, leaf in jtu.tree_leaves_with_path(state)
-        if isinstance(leaf, (*saved, bool, int, float, complex))
+        if _is_saved(leaf)
     ]
+
+
+def _is_saved(leaf: Any) -> bool:
+    arrays = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+    return isinstance(leaf, (*arrays, bool, int, float, complex))
+
+
+def _describe_others(state: PyTree[Any]) -> list[str]:
+    """Lines that show what is not saved, without what differs from run to run."""
+    _, others = eqx.partition(state, _is_saved)
+    return re.sub(" at 0x[0-9a-f]+", "", eqx.tree_pformat(others)).splitlines()
+
+
+def _compare_others(theirs: list[str], ours: list[str], path: str | Path) -> None:
+    changed = [line for line in difflib.ndiff(theirs, ours) if line[0] in "-+"]
+    if changed:
+        shown = "\n".join(changed)
+        warnings.warn(
+            f"The checkpoint {path} is of a state with other settings or functions. "
+            f"There (-) and here (+):\n{shown}\nTo go on with those of the file, make "
+            "the state as it was made then."
+        )
 
 
 def _check_dtypes(state: PyTree[Any]) -> None:

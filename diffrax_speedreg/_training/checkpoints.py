@@ -128,15 +128,16 @@ class Checkpoints(eqx.Module):
         training do not all see the same.
         """
         path = self._latest(warn=True)
-        if path is None and self._paths():
-            raise CheckpointError(
-                f"None of the checkpoints in {self.folder} is intact. To start anew, "
-                "choose another folder."
-            )
+        # Before any of them raises: the others would wait for it.
         if jax.process_count() > 1:
             found = -1 if path is None else _step(path)
             multihost_utils.assert_equal(
                 found, f"The processes must all see the folder {self.folder}."
+            )
+        if path is None and self._paths():
+            raise CheckpointError(
+                f"None of the checkpoints in {self.folder} is intact. To start anew, "
+                "choose another folder."
             )
         if path is None:
             return state

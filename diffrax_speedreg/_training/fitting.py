@@ -58,7 +58,8 @@ def fit(
         [`diffrax_speedreg.ProgressBar`][].
     - `checkpoints`: where to write some, at its interval, at the end, and when anything
         stops the training, Ctrl-C too. One that can't be written is a warning, and
-        tried again, and an error at the end.
+        tried again, and an error at the end. A training that goes on from one begins
+        with the next step: a callback that stopped it is not called again for the last.
 
     **Returns:**
 

@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import optax
 from equinox.internal import ω
-from jaxtyping import Array, Float, Inexact, Int, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
 from .._custom_types import RealScalarLike
 from .._misc import Mean, mean_absolute, mean_square
@@ -99,7 +100,7 @@ def dynamics_loss(
         )
     gathered = solution.solver_state
     assert gathered is not None  # `solve_fixed` saves it.
-    square = _check_mean(penalty_mean, "penalty_mean") == "square"
+    square = check_mean(penalty_mean, "penalty_mean") == "square"
     remainder = gathered.penalty if square else gathered.absolute_penalty
     speed = None if isinstance(solver, HyperSolver) else gathered.speed
     total = data_loss + penalty * remainder
@@ -130,7 +131,9 @@ def remainder_loss(
     - `problem`: the differential equation. Its initial state and times are replaced by
         those of the targets.
     - `targets`: where to start, and what $y$ to reach; see
-        [`diffrax_speedreg.reference_targets`][].
+        [`diffrax_speedreg.reference_targets`][]. At run time it is an error if they do
+        not start from the problem's initial state: they are of another batch then. That
+        they are of these dynamics is up to you.
     - `mean`: of the error's entries: `"absolute"`, in units of the state, as in the
         paper, or `"square"`.
 
@@ -139,13 +142,15 @@ def remainder_loss(
     The mean error over all targets and entries of the state.
     """
 
+    targets = _check_start(targets, problem.y0)
+
     def solve(t0: Array, t1: Array, y0: PyTree[Array]) -> PyTree[Array]:
         part = InitialValueProblem(problem.term, y0, t0, t1, problem.args)
         return final_state(solve_fixed(part, solver, targets.num_steps))
 
     y1 = jax.vmap(solve)(targets.t0, targets.t1, targets.y0)
     error = (y1**ω - targets.y1**ω).ω
-    absolute = _check_mean(mean, "mean") == "absolute"
+    absolute = check_mean(mean, "mean") == "absolute"
     return mean_absolute(error) if absolute else mean_square(error)
 
 
@@ -175,7 +180,24 @@ def cross_entropy(
     return jnp.mean(losses)
 
 
-def _check_mean(mean: str, name: str) -> str:
+def check_mean(mean: Mean, name: str) -> Mean:
     if mean not in ("absolute", "square"):
         raise ValueError(f'`{name}` must be "absolute" or "square", but got {mean!r}.')
     return mean
+
+
+def _check_start(targets: Targets, y0: PyTree[Array]) -> Targets:
+    """An error at run time if targets do not start from there, but for roundoff."""
+
+    def differs(start: Array, leaf: Array) -> Bool[Array, ""]:
+        scale = jnp.max(jnp.abs(start), initial=0)
+        roundoff = jnp.sqrt(jnp.finfo(start.dtype).eps)
+        return jnp.any(jnp.abs(start[0] - leaf) > roundoff * scale)
+
+    wrong = jtu.tree_leaves(jtu.tree_map(differs, targets.y0, y0))
+    return eqx.error_if(
+        targets,
+        jnp.stack(wrong).any(),
+        "These targets do not start from the initial state of this problem: they are "
+        "of another batch, or another encoder. Make new ones for each batch.",
+    )

@@ -1,13 +1,14 @@
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import equinox as eqx
 import jax
 
 from .states import AlternatingState, DynamicsReport, RemainderReport
 
 
-class Progress(eqx.Module):
+@dataclasses.dataclass(frozen=True)
+class Progress:
     """What callbacks of [`diffrax_speedreg.fit`][] are told after a step.
 
     **Attributes:**

@@ -66,20 +66,17 @@ def shard_batch(batch: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
 
     - `batch`: the whole batch, the same in all processes, each of which keeps what its
         own devices need. Scalars and random keys are not split.
-    - `mesh`: from [`diffrax_speedreg.data_mesh`][]; `None` for a single device.
+    - `mesh`: from [`diffrax_speedreg.data_mesh`][]; `None` for a single device, where
+        a jitted function takes a batch as it is.
 
     **Returns:**
 
-    The batch on the mesh, or the device.
+    The batch on the mesh.
 
     **Raises:**
 
     A `ValueError` if an array's first axis can't be divided by the number of devices.
     """
-    if mesh is None:
-        arrays, others = eqx.partition(batch, eqx.is_array)
-        # On a CPU, a computation that has to wait for its inputs starts later.
-        return eqx.combine(jax.block_until_ready(jax.device_put(arrays)), others)
     return _place(batch, mesh, lambda leaf: _batch_spec(leaf, mesh))
 
 

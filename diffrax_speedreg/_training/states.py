@@ -35,8 +35,8 @@ class DynamicsReport(eqx.Module):
 
     - `total`: the loss that was minimized, before the step.
     - `terms`: its summands.
-    - `finite`: whether that, and the model and its optimizer's state after the step,
-        are finite.
+    - `finite`: whether that, and what the step has changed of the model and of its
+        optimizer's state, are finite.
     """
 
     total: Inexact[Array, ""]
@@ -50,8 +50,8 @@ class RemainderReport(eqx.Module):
     **Attributes:**
 
     - `error`: the solver's mean error, before the step.
-    - `finite`: whether that, and the solver and its optimizer's state after the step,
-        are finite.
+    - `finite`: whether that, and what the step has changed of the solver and of its
+        optimizer's state, are finite.
     """
 
     error: Inexact[Array, ""]

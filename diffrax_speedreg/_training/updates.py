@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Inexact, PyTree
 
 
 def init_optimizer(
@@ -40,10 +40,21 @@ def update(
     return eqx.apply_updates(trained, updates), opt_state
 
 
-def all_finite(tree: PyTree[Any]) -> Bool[Array, ""]:
-    """Whether all floating-point numbers in a pytree are finite."""
-    leaves = jtu.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+def stays_finite(
+    value: Inexact[Array, ""], before: PyTree[Any], after: PyTree[Any]
+) -> Bool[Array, ""]:
+    """Whether a loss is finite, and all that a step has changed.
+
+    What is infinite from the start may stay so: a mask of a model, the best value that
+    an optimizer has seen.
+    """
+
+    def fine(old: Array, new: Array) -> Bool[Array, ""]:
+        return jnp.all(jnp.isfinite(new) | (old == new))
+
+    old, new = (eqx.filter(tree, eqx.is_inexact_array) for tree in (before, after))
+    leaves = jtu.tree_leaves(jtu.tree_map(fine, old, new))
+    return jnp.stack([jnp.isfinite(value), *leaves]).all()
 
 
 @contextlib.contextmanager
@@ -54,8 +65,8 @@ def naming_batch(batch: PyTree[Any]) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         shapes = eqx.tree_pformat(batch, struct_as_array=True)
         raise ValueError(
-            f"The batch {shapes} can't be used with this model, `problem` and `loss`: "
-            f"{error}\nCompare its shapes and dtypes with what the model was made for."
+            f"{error}\nThe batch was {shapes}. If that does not explain it, compare "
+            "shapes and dtypes with what the model, `problem` and `loss` are made for."
         ) from error
 
 
