@@ -10,9 +10,6 @@ OpenML.
 """
 
 import argparse
-import functools
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from . import data, flow_report, flow_training, flows, report
+from . import command_line, data, flow_report, flow_training, flows, report
 from .flow_report import Result
 from .flow_training import Adaptive, Batch
 from .flows import Field
@@ -39,13 +36,14 @@ measure = eqx.filter_jit(ADAPTIVE.measure)
 TAYLOR_STEPS = 8
 # Of the paper's schedule.
 REMAINDER_UPDATES = 120
-METHODS = ("plain", "R_K", "RNODE", "Taylor-Lagrange")
+ORDERS = {"R_2": 2, "R_3": 3, "R_4": 4}
+METHODS = ("plain", *ORDERS, "RNODE", "Taylor-Lagrange")
 PLANAR = dict(moons=data.moons, pinwheel=data.pinwheel)
 TASKS = (*PLANAR, "miniboone")
 PUBLISHED = {
     "miniboone": {
         "plain": "10.43 nats (FFJORD's paper; unverified)",
-        "R_K": "not seen",
+        "R_2": "not seen",
         "RNODE": "not seen",
         "Taylor-Lagrange": "not seen",
     }
@@ -58,15 +56,14 @@ class Settings(NamedTuple):
     width: int
     epochs: int
     batch_size: int
-    learning_rate: float
+    rate: float
 
 
 # The epochs of the Taylor-Lagrange paper are 400.
-FULL = Settings(width=860, epochs=500, batch_size=1000, learning_rate=1e-3)
-REDUCED = Settings(width=32, epochs=30, batch_size=128, learning_rate=1e-2)
-IN_PLANE = Settings(width=64, epochs=10, batch_size=256, learning_rate=1e-2)
-QUICK = Settings(width=16, epochs=1, batch_size=250, learning_rate=1e-2)
-WEIGHTS = {"lambda": 1e-2, "kinetic": 0.01, "jacobian": 0.01, "penalty": 50.0}
+FULL = Settings(width=860, epochs=500, batch_size=1000, rate=1e-3)
+REDUCED = Settings(width=32, epochs=30, batch_size=128, rate=3e-2)
+IN_PLANE = Settings(width=64, epochs=5, batch_size=256, rate=1e-2)
+QUICK = Settings(width=16, epochs=1, batch_size=250, rate=1e-2)
 STEPS_IN_PLANE = 100
 TEST_BATCHES = 16
 
@@ -116,18 +113,15 @@ def taylor_lagrange_optimizer(rate: float, steps: int) -> optax.GradientTransfor
 
 def adaptive_loss(method: str, options: argparse.Namespace) -> Loss:
     def speed(key: Key[Array, ""], batch: Batch) -> dsr.AbstractRegularizer:
-        return dsr.Speed(options.order)
+        return dsr.Speed(ORDERS[method])
 
     def rnode(key: Key[Array, ""], batch: Batch) -> dsr.AbstractRegularizer:
         jacobian = dsr.JacobianNorm.draw(key, batch.samples)
         return options.kinetic * dsr.Speed(1) + options.jacobian * jacobian
 
-    losses = {
-        "plain": ADAPTIVE.loss(None),
-        "R_K": ADAPTIVE.loss(speed, vars(options)["lambda"]),
-        "RNODE": ADAPTIVE.loss(rnode),
-    }
-    return losses[method]
+    if method in ORDERS:
+        return ADAPTIVE.loss(speed, options.regularization)
+    return ADAPTIVE.loss(rnode if method == "RNODE" else None)
 
 
 def run(method: str, options: argparse.Namespace) -> Result:
@@ -143,14 +137,14 @@ def run(method: str, options: argparse.Namespace) -> Result:
         epochs,
         found.per_epoch,
         lambda field: measure(field, found.test[0])[1],
+        command_line.checkpoints(options, f"ffjord {method}"),
     )
-    rate = options.learning_rate
     if method == "Taylor-Lagrange":
         trainer = dsr.AlternatingTrainer(
             problem=flow_training.problem,
             loss=flow_training.negative_log_likelihood,
             num_steps=TAYLOR_STEPS,
-            model_optimizer=taylor_lagrange_optimizer(rate, record.steps),
+            model_optimizer=taylor_lagrange_optimizer(options.rate, record.steps),
             solver_optimizer=optax.adam(1e-4, 0.999, 0.9999),
             penalty=options.penalty,
             penalty_mean="absolute",
@@ -172,7 +166,7 @@ def run(method: str, options: argparse.Namespace) -> Result:
         solve: flows.Solve = lambda ivp: dsr.solve_fixed(ivp, solver, TAYLOR_STEPS)
     else:
         loss = adaptive_loss(method, options)
-        optimizer = taynode_optimizer(rate, record.steps)
+        optimizer = taynode_optimizer(options.rate, record.steps)
         field = train_adaptively(loss, field, found.batches, optimizer, record, key=key)
         solve = ADAPTIVE.solve
     return evaluate(method, field, solve, found, record)
@@ -193,7 +187,9 @@ def evaluate(
         final = dsr.final_state(solve(flows.problem(field, samples)))
         return flow_training.negative_log_likelihood(field, final, Batch(samples))
 
-    nll, nfe = np.mean([measure(field, batch) for batch in found.test], axis=0)
+    with dsr.solving(record.steps):
+        nll, nfe = np.mean([measure(field, batch) for batch in found.test], axis=0)
+        own = float(np.mean([own_nll(field, batch) for batch in found.test]))
     log_density, samples = None, None
     if field.size == 2:
         grid = flow_training.density_on_grid(
@@ -206,14 +202,14 @@ def evaluate(
     return Result(
         method,
         float(nll),
-        float(np.mean([own_nll(field, batch) for batch in found.test])),
+        own,
         float(nfe),
         report.median_seconds(lambda: own_nll(field, found.test[0]), repeats=5),
         float(np.median(record.seconds)),
         sum(record.seconds),
         found.training_samples,
         found.partial,
-        list(map(float, record.nfe)),
+        record.nfe,
         record.loss_by_epoch,
         log_density,
         samples,
@@ -251,65 +247,51 @@ def show(folder: Path) -> None:
 
 
 def usual_options(task: str, *, full: bool, quick: bool) -> dict[str, float]:
-    """Those for which there are numbers, where the command line does not have them."""
+    """Of those that depend on the task."""
     settings = FULL if full else IN_PLANE if task in PLANAR else REDUCED
-    return (QUICK if quick else settings)._asdict() | WEIGHTS | dict(seed=0, order=2)
+    return (QUICK if quick else settings)._asdict()
 
 
-def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, by default those of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.ffjord",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
+def parser() -> command_line.Parser:
+    made = command_line.Parser(
+        "ffjord",
+        __doc__,
+        epochs=1,
+        quick="a few steps, of a small network",
+        full="the papers' settings, for MINIBOONE",
+        methods=METHODS,
     )
-    add = parser.add_argument
-    add("methods", nargs="*", help=f"some of {', '.join(map(repr, METHODS))}, or 'all'")
+    add, positive = made.add_argument, command_line.positive
     add("--task", choices=TASKS, default="moons", help="the density to learn")
-    add("--full", action="store_true", help="the papers' settings, for MINIBOONE")
-    add("--quick", action="store_true", help="a few steps, of a small network")
-    # Those that are not given depend on the task.
-    add_number = functools.partial(add, default=argparse.SUPPRESS)
-    add_number("--seed", type=report.seed, help="decides everything")
-    add_number("--order", type=report.positive(int), help="K of the speed R_K")
-    for name, kind in Settings.__annotations__.items():
-        option, help_ = f"--{name.replace('_', '-')}", "if not that of the task"
-        add_number(option, type=report.positive(kind), metavar="N", help=help_)
-    weights = {
-        "lambda": "of the speed",
-        "kinetic": "RNODE's, of the kinetic energy",
-        "jacobian": "RNODE's, of the Jacobian's norm",
-        "penalty": "of the Taylor-Lagrange remainders",
-    }
-    for name, text in weights.items():
-        help_, kind = f"weight {text}", report.nonnegative(float)
-        add_number(f"--{name}", type=kind, metavar="W", help=help_)
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="ffjord-output",
-        help="folder for the results",
-    )
-    options = parser.parse_args(words)
-    if options.methods == ["all"]:
-        options.methods = list(METHODS)
-    for method in options.methods:
-        if method not in METHODS:
-            parser.error(f"the methods are {', '.join(METHODS)}, but got {method!r}")
+    # By default, what the task has.
+    made.set_defaults(epochs=None)
+    for option, kind in (("--width", int), ("--batch-size", int), ("--rate", float)):
+        add(option, type=positive(kind), metavar="N", help="if not that of the task")
+    weights = [
+        ("--lambda", 1e-2, "regularization", "weight of the speed"),
+        ("--kinetic", 0.01, "kinetic", "RNODE's weight of the kinetic energy"),
+        ("--jacobian", 0.01, "jacobian", "RNODE's weight of the Jacobian's norm"),
+        ("--penalty", 50.0, "penalty", "weight of the Taylor-Lagrange remainders"),
+    ]
+    for option, default, name, text in weights:
+        kind = command_line.nonnegative(float)
+        add(option, type=kind, default=default, dest=name, metavar="W", help=text)
+    return made
+
+
+def arguments() -> argparse.Namespace:
+    options = parser().options()
     usual = usual_options(options.task, full=options.full, quick=options.quick)
-    return argparse.Namespace(**usual | vars(options))
+    given = {name: x for name, x in vars(options).items() if x is not None}
+    return argparse.Namespace(**usual | given)
 
 
 def command(method: str, recorded: Mapping[str, str]) -> str:
     """By which to repeat a run of which these are the options."""
-    words = [method, "--task", recorded["task"]]
     flags = {name: recorded[name] == "True" for name in ("full", "quick")}
-    words += [f"--{name}" for name, given in flags.items() if given]
-    for name, value in usual_options(recorded["task"], **flags).items():
-        if recorded[name] != str(value):
-            words += [f"--{name.replace('_', '-')}", recorded[name]]
-    return shlex.join(["python", "-m", "experiments.ffjord", *words])
+    made = parser()
+    made.set_defaults(**usual_options(recorded["task"], **flags))
+    return made.command(recorded, method)
 
 
 def main() -> None:
@@ -317,13 +299,8 @@ def main() -> None:
     # Solves at this tolerance see the roundoff of products in less than float32.
     jax.config.update("jax_default_matmul_precision", "highest")
     for method in options.methods:
-        try:
-            outcome: Result | str = run(method, options)
-        except data.DataUnavailable as error:
-            sys.exit(f"error: {error}")
-        except dsr.TrainingDiverged as error:
-            outcome = str(error)
-        flow_report.save(options.output, options, method, outcome)
+        outcome = command_line.attempt(lambda: run(method, options))
+        flow_report.save(options, method, outcome)
     show(options.output)
 
 

@@ -1,7 +1,6 @@
 """The results of the flows: their files, their table, their picture."""
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from . import records, report
+from . import command_line, records, report
 
 
 EXTENT, POINTS = 4.0, 64
@@ -47,20 +46,14 @@ class Result(NamedTuple):
 
 
 def path_of(folder: Path, task: str, method: str) -> Path:
-    return folder / f"ffjord-{task}-{method.lower().replace('_', '-')}.json"
+    return folder / f"{command_line.file_name(f'ffjord {task} {method}')}.json"
 
 
-def save(
-    folder: Path, options: argparse.Namespace, method: str, outcome: Result | str
-) -> None:
+def save(options: argparse.Namespace, method: str, outcome: Result | str) -> None:
     """Keeps what came of one method: the result, or by which error it ended."""
-    record = records.circumstances(options)
-    if isinstance(outcome, str):
-        record["failure"] = outcome
-    else:
-        record["result"] = outcome._asdict()
-    text = json.dumps(record, allow_nan=False)
-    path_of(folder, options.task, method).write_text(text + "\n")
+    path = path_of(options.output, options.task, method)
+    figures = outcome if isinstance(outcome, str) else outcome._asdict()
+    records.save_figures(path, options, figures, indent=None)
 
 
 class Run(NamedTuple):
@@ -76,10 +69,9 @@ def load(folder: Path, task: str, methods: Sequence[str]) -> dict[str, Run]:
     for method in methods:
         path = path_of(folder, task, method)
         if path.exists():
-            record = json.loads(path.read_text())
-            failure = record.get("failure")
-            outcome = failure or Result(**record["result"])
-            runs[method] = Run(record["options"], outcome)
+            found = records.load_figures(path)
+            outcome = found if isinstance(found, str) else Result(**found)
+            runs[method] = Run(records.options(path), outcome)
     return runs
 
 

@@ -14,7 +14,7 @@ from . import command_line
 
 # In the order of the page. Each has a `table(folder)`: Markdown from the module's files
 # in there, or None if there are none.
-MODULES = ("mnist", "digits")
+MODULES = ("mnist", "digits", "ffjord")
 _ROOT = Path(__file__).parents[1]
 RESULTS = _ROOT / "experiments" / "results"
 PAGE = _ROOT / "docs" / "results.md"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,15 @@ def _result(method, nll=2.0, nfe=61.0, partial=False, planar=True):
     )
 
 
+def _options(*words):
+    """Those of a command line."""
+    with mock.patch("sys.argv", ["ffjord", *map(str, words)]):
+        return ffjord.arguments()
+
+
 def _save(folder, task, method, outcome, *words):
-    options = ffjord.arguments(
-        [method, "--task", task, *words, "--output", str(folder)]
-    )
-    flow_report.save(folder, options, method, outcome)
+    options = _options(method, "--task", task, *words, "--output", folder)
+    flow_report.save(options, method, outcome)
 
 
 def test_help():
@@ -61,7 +66,9 @@ def test_help():
 def test_unknown_method(tmp_path):
     result = _run("plane", "--output", tmp_path)
     assert result.returncode == 2
-    assert "the methods are plain, R_K, RNODE, Taylor-Lagrange" in result.stderr
+    assert (
+        "the methods are plain, R_2, R_3, R_4, RNODE, Taylor-Lagrange" in result.stderr
+    )
     assert "but got 'plane'" in result.stderr
 
 
@@ -97,15 +104,15 @@ def test_quick(tmp_path, method):
     assert outcome.nfe >= 7 and len(outcome.nfe_by_epoch) == 1
     adaptive = method != "Taylor-Lagrange"
     assert abs(outcome.own_nll - outcome.nll) < (1e-4 if adaptive else 0.1)
-    assert f"experiments.ffjord {method} --task moons --quick" in result.stdout
+    assert f"experiments.ffjord {method} --quick" in result.stdout
     assert (tmp_path / "ffjord.png").stat().st_size > 10_000
 
 
-def test_settings_of_tasks():
-    of = lambda *words: ffjord.arguments(["plain", *words])
+def test_settings_of_tasks(tmp_path):
+    of = lambda *words: _options("plain", "--output", tmp_path, *words)
     full = of("--task", "miniboone", "--full")
     assert (full.width, full.epochs, full.batch_size) == (860, 500, 1000)
-    assert full.learning_rate == 1e-3
+    assert full.rate == 1e-3
     reduced = of("--task", "miniboone")
     assert reduced.width < 860
     assert of("--task", "miniboone", "--width", "7").width == 7
@@ -113,33 +120,31 @@ def test_settings_of_tasks():
 
 
 def test_files(tmp_path):
-    _save(tmp_path, "moons", "R_K", _result("R_K"), "--epochs", "7")
+    _save(tmp_path, "moons", "R_2", _result("R_2"), "--epochs", "7")
     _save(tmp_path, "moons", "plain", "Training diverged: it did.")
     runs = flow_report.load(tmp_path, "moons", ffjord.METHODS)
-    assert list(runs) == ["plain", "R_K"]
+    assert list(runs) == ["plain", "R_2"]
     assert runs["plain"].outcome == "Training diverged: it did."
-    assert runs["R_K"].outcome == _result("R_K")
-    assert runs["R_K"].options["epochs"] == "7"
-    record = json.loads((tmp_path / "ffjord-moons-r-k.json").read_text())
+    assert runs["R_2"].outcome == _result("R_2")
+    assert runs["R_2"].options["epochs"] == "7"
+    record = json.loads((tmp_path / "ffjord-moons-r_2.json").read_text())
     assert record["versions"].keys() >= {"jax", "diffrax", "diffrax-speedreg"}
 
 
 def test_command_repeats_a_run(tmp_path):
-    words = ["R_K", "--task", "miniboone", "--lambda", "0.5", "--batch-size", "100"]
-    words += ["--seed", "3", "--output", str(tmp_path)]
-    recorded = {k: str(v) for k, v in vars(ffjord.arguments(words)).items()}
-    del recorded["output"]
-    again = ffjord.command("R_K", recorded)
-    assert again.startswith("python -m experiments.ffjord R_K --task miniboone")
-    options = vars(ffjord.arguments(again.split()[3:]))
-    assert {k: str(options[k]) for k in recorded} == recorded
-    assert "--width" not in again
+    words = ["R_2", "--task", "miniboone", "--lambda", "0.5", "--batch-size", "100"]
+    options = vars(_options(*words, "--seed", "3", "--output", tmp_path))
+    recorded = {k: str(v) for k, v in options.items() if k != "output"}
+    again = ffjord.command("R_2", recorded)
+    assert again.startswith("python -m experiments.ffjord R_2")
+    assert "--width" not in again and "--epochs" not in again
+    assert vars(_options(*again.split()[3:], "--output", tmp_path)) == options
 
 
 def test_table(tmp_path):
     assert ffjord.table(tmp_path) is None
     _save(tmp_path, "moons", "plain", _result("plain"))
-    _save(tmp_path, "moons", "R_K", _result("R_K", 2.02, 31.0), "--lambda", "0.5")
+    _save(tmp_path, "moons", "R_2", _result("R_2", 2.02, 31.0), "--lambda", "0.5")
     _save(tmp_path, "moons", "RNODE", "Training diverged: it did.")
     text = ffjord.table(tmp_path)
     lines = [line for line in text.splitlines() if line.startswith("| moons")]
@@ -159,7 +164,7 @@ def test_table(tmp_path):
 def test_picture(tmp_path):
     _save(tmp_path, "moons", "plain", _result("plain"))
     _save(tmp_path, "moons", "RNODE", "Training diverged: it did.")
-    _save(tmp_path, "pinwheel", "R_K", _result("R_K"))
+    _save(tmp_path, "pinwheel", "R_2", _result("R_2"))
     ffjord.show(tmp_path)
     assert (tmp_path / "ffjord.png").stat().st_size > 10_000
 
