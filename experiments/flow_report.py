@@ -88,8 +88,8 @@ def table(
     - `published`: the paper's figures, likewise.
     - `command`: from a method and the options recorded to what makes the row again.
     """
-    header = ["task", "method", "test NLL", "NFE", "its own solve", "training step"]
-    rows = [[*header, "training", "in the paper", "command"]]
+    header = ["task", "method", "schedule", "test NLL", "NFE", "its own solve"]
+    rows = [[*header, "training step", "training", "in the paper", "command"]]
     for task, of_task in runs.items():
         plain = of_task["plain"].outcome if "plain" in of_task else None
         for method, (options, outcome) in of_task.items():
@@ -107,9 +107,13 @@ def table(
                     f"{1e3 * outcome.step_seconds:.1f} ms",
                     f"{outcome.training_seconds:.0f} s",
                 ]
-            paper = published.get(task, {}).get(method, "none")
+            schedule = (
+                f"{options['epochs']} epochs, batch {options['batch_size']}, "
+                f"width {options['width']}"
+            )
+            paper = published.get(task, {}).get(method, "-")
             again = f"`{command(method, options)}`"
-            rows.append([task, method, *figures, paper, again])
+            rows.append([task, method, schedule, *figures, paper, again])
     return report.table(rows)
 
 

@@ -149,10 +149,10 @@ def test_table(tmp_path):
     text = ffjord.table(tmp_path)
     lines = [line for line in text.splitlines() if line.startswith("| moons")]
     plain, speed, rnode = ([c.strip() for c in s.split("|")[1:-1]] for s in lines)
-    assert plain[2:4] == ["2.000", "61"]
-    assert speed[2:4] == ["2.020 (+1.0 %)", "31 (0.51 of plain's)"]
-    assert speed[-1] == ("`python -m experiments.ffjord R_K --task moons --lambda 0.5`")
-    assert rnode[2] == "Training diverged: it did."
+    assert plain[2:5] == ["5 epochs, batch 256, width 64", "2.000", "61"]
+    assert speed[3:5] == ["2.020 (+1.0 %)", "31 (0.51 of plain's)"]
+    assert speed[-1] == ("`python -m experiments.ffjord R_2 --lambda 0.5`")
+    assert rnode[3] == "Training diverged: it did."
     assert "a part of the official training split" not in text
     outcome = _result("plain", 20.0, 100.0, partial=True, planar=False)
     _save(tmp_path, "miniboone", "plain", outcome)
