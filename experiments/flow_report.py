@@ -96,14 +96,14 @@ def table(
             if isinstance(outcome, str):
                 figures = [outcome, "", "", "", ""]
             else:
-                nll, nfe = f"{outcome.nll:.3f}", f"{outcome.nfe:g}"
+                nll, nfe = f"{outcome.nll:.3f}", f"{outcome.nfe:.4g}"
                 if isinstance(plain, Result) and outcome is not plain:
                     nll += f" ({100 * (outcome.nll / plain.nll - 1):+.1f} %)"
                     nfe += f" ({outcome.nfe / plain.nfe:.2f} of plain's)"
                 figures = [
                     nll,
                     nfe,
-                    f"{1e3 * outcome.solve_seconds:.1f} ms",
+                    f"{1e3 * outcome.solve_seconds:.1f} ms, NLL {outcome.own_nll:.3f}",
                     f"{1e3 * outcome.step_seconds:.1f} ms",
                     f"{outcome.training_seconds:.0f} s",
                 ]
