@@ -151,7 +151,7 @@ def draw(
             result = run.outcome
             values = np.exp(np.array(result.log_density))
             left.imshow(values, extent=box, origin="lower", interpolation="bilinear")
-            left.set_title(f"{method}: NFE {result.nfe:g}")
+            left.set_title(f"{method}: NFE {result.nfe:.4g}")
             right.plot(*np.array(result.samples).T, ".", markersize=1.5)
     for axes in panels.flat:
         axes.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
