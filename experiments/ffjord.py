@@ -165,6 +165,14 @@ def run(method: str, options: argparse.Namespace) -> Result:
     return evaluate(method, field, solve, found, record)
 
 
+@eqx.filter_jit
+def nll_by(
+    solve: flows.Solve, field: Field, samples: Float[Array, "batch size"]
+) -> Float[Array, ""]:
+    final = dsr.final_state(solve(flows.problem(field, samples)))
+    return flow_training.negative_log_likelihood(field, final, Batch(samples))
+
+
 def evaluate(
     method: str, field: Field, solve: flows.Solve, found: Source, record: Recorder
 ) -> Result:
@@ -175,14 +183,9 @@ def evaluate(
     - `solve`: how the method itself solves the equation.
     """
 
-    @eqx.filter_jit
-    def own_nll(field: Field, samples: Float[Array, "batch size"]) -> Array:
-        final = dsr.final_state(solve(flows.problem(field, samples)))
-        return flow_training.negative_log_likelihood(field, final, Batch(samples))
-
     with dsr.solving(record.steps):
         nll, nfe = np.mean([measure(field, batch) for batch in found.test], axis=0)
-        own = float(np.mean([own_nll(field, batch) for batch in found.test]))
+        own = float(np.mean([nll_by(solve, field, batch) for batch in found.test]))
     log_density, samples = None, None
     if field.size == 2:
         grid = flow_training.density_on_grid(
@@ -197,7 +200,7 @@ def evaluate(
         float(nll),
         own,
         float(nfe),
-        report.median_seconds(lambda: own_nll(field, found.test[0]), repeats=5),
+        report.median_seconds(lambda: nll_by(solve, field, found.test[0]), repeats=5),
         float(np.median(record.seconds)),
         sum(record.seconds),
         found.training_samples,
@@ -215,13 +218,17 @@ def table(folder: Path) -> str | None:
     if not any(runs.values()):
         return None
     text = flow_report.table(runs, PUBLISHED, command)
+    text += (
+        "\n\nThe likelihoods are in nats, by exact traces and solves of high accuracy. "
+        "The times are of a machine that may have had other work."
+    )
     outcomes = [run.outcome for run in runs["miniboone"].values()]
     partial = [o for o in outcomes if isinstance(o, Result) and o.partial]
     if partial:
         text += (
-            f"\n\nMINIBOONE was trained on {partial[0].training_samples} samples, a "
-            "part of the official training split and most of the validation split; its "
-            "test split is whole. The likelihoods can't be compared with the papers'."
+            f" MINIBOONE was trained on {partial[0].training_samples} samples, a part "
+            "of the official training split and most of the validation split; its test "
+            "split is whole. Its likelihoods can't be compared with the papers'."
         )
     return text
 
