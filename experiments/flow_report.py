@@ -142,7 +142,7 @@ def draw(
         density, samples = panels[2 * row : 2 * row + 2]
         bins = np.linspace(-EXTENT, EXTENT, POINTS + 1)
         density[0].hist2d(*points.T, bins=bins)
-        density[0].set_title(f"{task}: data")
+        density[0].set_title(f"{task}: data", fontsize="small")
         samples[0].plot(*points[:1000].T, ".", markersize=1.5)
         for left, right, method in zip(density[1:], samples[1:], methods):
             run = runs[task].get(method)
@@ -151,7 +151,8 @@ def draw(
             result = run.outcome
             values = np.exp(np.array(result.log_density))
             left.imshow(values, extent=box, origin="lower", interpolation="bilinear")
-            left.set_title(f"{method}: NFE {result.nfe:.4g}")
+            title = f"{method}: NFE {result.nfe:.4g}"
+            left.set_title(title, fontsize="small")
             right.plot(*np.array(result.samples).T, ".", markersize=1.5)
     for axes in panels.flat:
         axes.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
