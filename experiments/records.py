@@ -69,12 +69,17 @@ def save(path: Path, options: argparse.Namespace, outcome: Result | str) -> None
 
 
 def save_figures(
-    path: Path, options: argparse.Namespace, outcome: dict[str, Any] | str
+    path: Path,
+    options: argparse.Namespace,
+    outcome: dict[str, Any] | str,
+    *,
+    indent: int | None = 1,
 ) -> None:
-    """As `save`, of an experiment whose results are of another kind."""
+    """As `save`, of an experiment whose results are of another kind; those of many
+    numbers are smaller without indentation."""
     record = circumstances(options)
     record["failure" if isinstance(outcome, str) else "result"] = outcome
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(record, indent=indent, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> Result | str:

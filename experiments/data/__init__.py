@@ -1,4 +1,4 @@
-"""The experiments' data: from a folder of files, or else from OpenML."""
+"""The experiments' data: from a folder of files, or else from OpenML; or made."""
 
 from .miniboone import load_miniboone as load_miniboone, TabularData as TabularData
 from .mnist import ImageData as ImageData, load_mnist as load_mnist
@@ -7,4 +7,5 @@ from .physionet import (
     TimeSeries as TimeSeries,
     TimeSeriesData as TimeSeriesData,
 )
+from .planar import moons as moons, pinwheel as pinwheel, Sampler as Sampler
 from .sources import DataUnavailable as DataUnavailable
