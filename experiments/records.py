@@ -58,21 +58,31 @@ def save(path: Path, options: argparse.Namespace, outcome: Result | str) -> None
 
     - `outcome`: the result, or by which error the training ended.
     """
-    record = circumstances(options)
     if isinstance(outcome, str):
-        record["failure"] = outcome
+        write(path, options, dict(failure=outcome))
     else:
         trajectory = {
             name: np.round(np.asarray(array, float), 4).tolist()
             for name, array in brief(outcome.trajectory)._asdict().items()
         }
-        record["result"] = {**figures(outcome), "trajectory": trajectory}
+        result = {**figures(outcome), "trajectory": trajectory}
+        write(path, options, dict(result=result))
+
+
+def write(path: Path, options: argparse.Namespace, outcome: dict[str, Any]) -> None:
+    """Keeps what came of an experiment, and under which circumstances."""
+    record = circumstances(options) | outcome
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` has kept."""
+    return json.loads(path.read_text())
 
 
 def load(path: Path) -> Result | str:
     """What `save` has kept."""
-    record = json.loads(path.read_text())
+    record = read(path)
     if "failure" in record:
         return record["failure"]
     result = record["result"]

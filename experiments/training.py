@@ -40,6 +40,7 @@ class Recorder:
         per_epoch: int,
         count: Callable[[Any], Array],
         checkpoints: dsr.Checkpoints | None = None,
+        counted: str = "nfe",
     ):
         """**Arguments:**
 
@@ -48,10 +49,12 @@ class Recorder:
         - `count`: from the model to the number of evaluations.
         - `checkpoints`: where to go on from, and to write some: at their interval, and
             after the last step.
+        - `counted`: what to call that which `count` returns, if it is something else.
         """
         self.steps = epochs * per_epoch
         self.per_epoch = per_epoch
         self.count = count
+        self.counted = counted
         self.checkpoints = checkpoints
         self.step = 0
         unknown = lambda size: np.full(size, np.nan)
@@ -60,8 +63,13 @@ class Recorder:
         self._start = self._written = time.perf_counter()
 
     @property
-    def nfe(self) -> list[float]:
+    def counts(self) -> list[float]:
+        """By epoch."""
         return self._curves.nfe[: self.step // self.per_epoch].tolist()
+
+    @property
+    def nfe(self) -> list[float]:
+        return self.counts
 
     @property
     def seconds(self) -> list[float]:
@@ -107,7 +115,8 @@ class Recorder:
             with dsr.solving(self.step):
                 count = float(self.count(model))
             self._curves.nfe[self.step // self.per_epoch - 1] = count
-            self._bar.set_postfix(loss=f"{loss:.4f}", nfe=f"{count:g}")
+            shown = {"loss": f"{loss:.4g}", self.counted: f"{count:.4g}"}
+            self._bar.set_postfix(shown)
         self._maybe_write(state)
         self._start = time.perf_counter()
 
@@ -184,8 +193,17 @@ def train_alternating(
     *,
     key: Key[Array, ""],
     remainder_every: int,
+    observed: Callable[[dsr.AlternatingState], Any] = lambda state: state.model,
 ) -> tuple[Any, dsr.TaylorLagrangeSolver | dsr.HyperSolver]:
     """Trains a model through a few steps of a solver, and the solver in turn.
+
+    **Arguments:**
+
+    - `trainer`, `remainder_every`: as for `dsr.fit`.
+    - `model`, `solver`: to start from.
+    - `batches`: from the number of steps made to a batch.
+    - `record`: decides about the number of steps, and where to go on from.
+    - `observed`: what of a state to pass to `record.count`.
 
     **Raises:**
 
@@ -194,7 +212,7 @@ def train_alternating(
 
     def callback(progress: dsr.Progress) -> None:
         state, loss = progress.state, progress.dynamics.terms.loss
-        record(state.model, float(loss), state)
+        record(observed(state), float(loss), state)
 
     # The library's own checkpoints would be without the curves.
     state = dsr.fit(
