@@ -5,9 +5,7 @@ step if it is one of fixed steps. (The experiments on dynamics of the Taylor-Lag
 paper, Djeumou et al., IJCAI 2022.)
 """
 
-import argparse
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import diffrax as dfx
@@ -17,29 +15,11 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Float, Key
-
-from . import command_line, dynamics_report
-from .dynamics_report import Published, Result
-from .training import Loss, Recorder, train_adaptively, train_alternating
 
 
 TOLERANCE = 1e-8
 MAX_STEPS = 512
-BATCH_SIZE = 500
-STEPS_PER_EPOCH, QUICK_STEPS = 400, 60
-# In which everything is compiled.
-FIRST_STEPS = 50
-TEST_TRAJECTORIES, SHOWN_TRAJECTORIES = 10, 2
-METHODS = (
-    "adaptive Dopri5",
-    "adaptive Kvaerno5",
-    "RK4",
-    "truncated Taylor",
-    "Taylor-Lagrange",
-    "constant midpoint",
-)
 
 
 class Pairs(NamedTuple):
@@ -242,25 +222,6 @@ def by_kvaerno5(field: Field, y: Float[Array, "batch state"]) -> Array:
     return jax.vmap(advance)(y)
 
 
-def taylor_lagrange(
-    method: str, task: Task, key: Key[Array, ""]
-) -> dsr.TaylorLagrangeSolver:
-    if method == "truncated Taylor":
-        return dsr.TaylorLagrangeSolver(2)
-    midpoint = task.midpoint(key)
-    if method == "constant midpoint":
-        return dsr.TaylorLagrangeSolver(2, dsr.ConstantCorrection(2, midpoint.form))
-    return dsr.TaylorLagrangeSolver(2, midpoint)
-
-
-def loss_of(advance: Advance) -> Loss:
-    def loss(field: Field, batch: Pairs, key: Key[Array, ""]) -> Float[Array, ""]:
-        del key
-        return mean_error(advance(field, jnp.asarray(batch.before)), batch.after)
-
-    return loss
-
-
 def rollout(
     advance: Advance, field: Field, y0: Float[Array, "samples state"], num_steps: int
 ) -> Float[Array, "samples times state"]:
@@ -272,207 +233,3 @@ def rollout(
 
     _, states = jax.lax.scan(step, y0, length=num_steps)
     return jnp.moveaxis(jnp.concatenate([y0[None], states]), 0, 1)
-
-
-def run(method: str, task: Task, options: argparse.Namespace) -> Result:
-    keys = jr.split(jr.key(options.seed), 5)
-    data = pairs(trajectories(task, keys[0], task.trajectories))
-    flat = Pairs(*(np.asarray(x).reshape(-1, 2) for x in data))
-    batches = dsr.Batches(flat, BATCH_SIZE)
-    held_out = trajectories(task, keys[1], TEST_TRAJECTORIES)
-    test = pairs(held_out)
-    field = Field.untrained(task, keys[2])
-
-    def error_of(advance: Advance, field: Field) -> Float[Array, ""]:
-        errors = jax.lax.map(
-            lambda pair: mean_error(advance(field, pair.before), pair.after), test
-        )
-        return jnp.mean(errors)
-
-    def recorder(error: Callable[..., Array]) -> Recorder:
-        per_epoch = QUICK_STEPS if options.quick else STEPS_PER_EPOCH
-        epochs = task.paper_epochs if options.full else options.epochs
-        folder = command_line.checkpoints(options, f"{task.name} {method}")
-        return Recorder(
-            method,
-            1 if options.quick else epochs,
-            per_epoch,
-            eqx.filter_jit(error),
-            folder,
-            counted="error",
-        )
-
-    adaptive = {"adaptive Dopri5": by_dopri5, "adaptive Kvaerno5": by_kvaerno5}
-    if method in ("RK4", *adaptive):
-        advance = adaptive[method] if method in adaptive else fixed(RK4())
-        record = recorder(lambda field: error_of(advance, field))
-        field = train_adaptively(
-            loss_of(advance),
-            field,
-            lambda step: batches(keys[4], step),
-            optimizer_of(options.learning_rate, record.steps),
-            record,
-            key=keys[4],
-        )
-    else:
-        record = recorder(lambda both: error_of(fixed(both[1]), both[0]))
-        solver = taylor_lagrange(method, task, keys[3])
-        field, solver = train_alternating(
-            trainer_of(options, record.steps),
-            field,
-            solver,
-            lambda step: batches(keys[4], step),
-            record,
-            key=keys[4],
-            remainder_every=options.remainder_every,
-            observed=lambda state: (state.model, state.solver),
-        )
-        advance = fixed(solver)
-    return evaluate(method, task, field, advance, held_out, record)
-
-
-def optimizer_of(rate: float, steps: int) -> optax.GradientTransformation:
-    """The same for all methods: warmed up, and cooled down to nothing.
-
-    States that move fast are rare in the data, so that the mean gradient is longer
-    than Adam's usual.
-    """
-    warm = max(1, steps // 25)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm, steps)
-    return optax.adam(schedule, b1=0.99)
-
-
-def trainer_of(options: argparse.Namespace, steps: int) -> dsr.AlternatingTrainer:
-    updates = max(1, steps // options.remainder_every)
-    return dsr.AlternatingTrainer(
-        problem=problem,
-        loss=lambda field, y1, batch: mean_error(y1, batch.after),
-        num_steps=1,
-        model_optimizer=optimizer_of(options.learning_rate, steps),
-        solver_optimizer=optax.adam(
-            optax.cosine_decay_schedule(options.remainder_rate, updates)
-        ),
-        penalty=options.penalty,
-        penalty_mean="absolute",
-        reference_solver=dfx.Dopri8(),
-        reference_tolerance=TOLERANCE,
-        reference_max_steps=MAX_STEPS,
-    )
-
-
-def evaluate(
-    method: str,
-    task: Task,
-    field: Field,
-    advance: Advance,
-    held_out: Float[Array, "samples times state"],
-    record: Recorder,
-) -> Result:
-    """Measures a trained field on trajectories that were not trained on.
-
-    **Arguments:**
-
-    - `advance`: how the method itself solves the equation.
-    """
-    shown = held_out[:, : task.shown_steps + 1]
-
-    @eqx.filter_jit
-    def predict(field: Field) -> Array:
-        return rollout(advance, field, shown[:, 0], task.shown_steps)
-
-    @eqx.filter_jit
-    def solve(field: Field) -> tuple[Array, Array]:
-        def measure(pair: Pairs) -> tuple[Array, Array]:
-            solution = solve_by_dopri5(field, pair.before)
-            error = mean_error(dsr.final_state(solution), pair.after)
-            return error, dsr.nfe(dfx.Dopri5(), solution)
-
-        errors, counts = jax.lax.map(measure, pairs(held_out))
-        return jnp.mean(errors), jnp.mean(counts)
-
-    predicted = predict(field)
-    norm = lambda y: jnp.linalg.norm(y, axis=-1)
-    distance = norm(predicted - shown) / (norm(predicted) + norm(shown))
-    field_error, nfe = solve(field)
-    *_, test_error = record.counts
-    elapsed = np.cumsum(record.seconds)
-    first = min(FIRST_STEPS, record.steps // 2)
-    return Result(
-        method,
-        steps=record.steps,
-        test_error=test_error,
-        field_error=float(field_error),
-        rollout_error=float(jnp.mean(distance)),
-        nfe=float(nfe),
-        step_seconds=float(np.median(record.seconds[first:])),
-        training_seconds=sum(record.seconds[first:]),
-        first_seconds=sum(record.seconds[:first]),
-        error_by_epoch=record.counts,
-        loss_by_epoch=record.loss_by_epoch,
-        seconds_by_epoch=elapsed[record.per_epoch - 1 :: record.per_epoch].tolist(),
-        times=task.step * np.arange(task.shown_steps + 1),
-        exact=np.asarray(shown[:SHOWN_TRAJECTORIES]),
-        predicted=np.asarray(predicted[:SHOWN_TRAJECTORIES]),
-    )
-
-
-def table(folder: Path, task: Task, published: Mapping[str, Published]) -> str | None:
-    """Of the results in a folder, in Markdown; `None` if there are none."""
-    outcomes = dynamics_report.load_all(folder, task.name, METHODS)
-    return dynamics_report.table(outcomes, task.name, published) if outcomes else None
-
-
-def main(
-    task: Task, description: str | None, published: Mapping[str, Published]
-) -> None:
-    """The script of a task: trains by some methods, and shows all results."""
-    options = arguments(task, description)
-    jax.config.update("jax_enable_x64", True)
-    for method in options.methods:
-        outcome = command_line.attempt(lambda: run(method, task, options))
-        name = dynamics_report.file_name(task.name, method)
-        dynamics_report.save(options.output / name, options, outcome)
-    shown = table(options.output, task, published)
-    if shown is not None:
-        print(f"\n{shown}")
-    outcomes = dynamics_report.load_all(options.output, task.name, METHODS)
-    results = [outcome for outcome in outcomes.values() if isinstance(outcome, Result)]
-    if results:
-        dynamics_report.draw(results, options.output / f"{task.name}.png")
-
-
-def arguments(task: Task, description: str | None) -> argparse.Namespace:
-    parser = command_line.parser(
-        task.name,
-        description,
-        epochs=task.epochs,
-        quick=f"{QUICK_STEPS} steps",
-        full=f"the paper's {task.paper_epochs} epochs of {STEPS_PER_EPOCH} steps",
-    )
-    command_line.add_methods(parser, METHODS)
-    add, positive = parser.add_argument, command_line.positive
-    add(
-        "--learning-rate",
-        type=positive(float),
-        default=task.learning_rate,
-        help="of the field, at most",
-    )
-    add(
-        "--remainder-rate",
-        type=positive(float),
-        default=task.remainder_rate,
-        help="learning rate of the midpoint, at most",
-    )
-    add(
-        "--remainder-every",
-        type=positive(int),
-        default=task.remainder_every,
-        help="steps of the field for each step of the midpoint",
-    )
-    add(
-        "--penalty",
-        type=command_line.nonnegative(float),
-        default=task.penalty,
-        help="weight of the remainders",
-    )
-    return command_line.parse(parser)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from . import dynamics
+from . import dynamics, dynamics_training
 from .dynamics_report import Published
 from .midpoints import EIGENVALUES, MODES
 
@@ -69,11 +69,11 @@ PUBLISHED = {
 
 
 def table(folder: Path) -> str | None:
-    return dynamics.table(folder, TASK, PUBLISHED)
+    return dynamics_training.table(folder, TASK, PUBLISHED)
 
 
 def main() -> None:
-    dynamics.main(TASK, __doc__, PUBLISHED)
+    dynamics_training.main(TASK, __doc__, PUBLISHED)
 
 
 if __name__ == "__main__":

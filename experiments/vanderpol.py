@@ -10,7 +10,7 @@ import diffrax as dfx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from . import dynamics
+from . import dynamics, dynamics_training
 
 
 DAMPING = 8.0
@@ -45,11 +45,11 @@ TASK = dynamics.Task(
 
 
 def table(folder: Path) -> str | None:
-    return dynamics.table(folder, TASK, {})
+    return dynamics_training.table(folder, TASK, {})
 
 
 def main() -> None:
-    dynamics.main(TASK, __doc__, {})
+    dynamics_training.main(TASK, __doc__, {})
 
 
 if __name__ == "__main__":
