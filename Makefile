@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 BIN := .venv/bin
 DEMO ?=
 
-.PHONY: demo benchmarks test check format test-versions clean
+.PHONY: demo benchmarks docs test check format test-versions clean
 
 demo: .venv/experiments
 	$(BIN)/python -m experiments.digits $(DEMO)
@@ -16,10 +16,13 @@ benchmarks: .venv/benchmarks .venv/experiments
 	$(BIN)/python -m benchmarks.solver
 	$(BIN)/python -m benchmarks.training
 
+docs: .venv/docs
+	$(BIN)/python -m mkdocs build --quiet
+
 test: .venv/experiments .venv/tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-check: .venv/benchmarks .venv/experiments .venv/tests .venv/checks
+check: .venv/benchmarks .venv/docs .venv/experiments .venv/tests .venv/checks
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright

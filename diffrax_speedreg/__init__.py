@@ -13,6 +13,7 @@ from ._quadrature import (
     Quadrature as Quadrature,
     random_end_time as random_end_time,
     random_nodes as random_nodes,
+    trapezoidal as trapezoidal,
 )
 from ._regularizers import (
     AbstractRegularizer as AbstractRegularizer,

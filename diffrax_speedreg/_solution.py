@@ -172,12 +172,17 @@ def total_derivative(
     Computes $\frac{\mathrm{d}^K y}{\mathrm{d} t^K}$ at time $t$, for the solution of
     $\frac{\mathrm{d} y}{\mathrm{d} t} = f(t, y)$ that passes through $y$ then.
 
-    **Arguments**, errors and cost: as [`diffrax_speedreg.taylor_coefficients`][].
+    **Arguments:**
+
+    - `term`, `t`, `y`, `args`, `order`: as for
+        [`diffrax_speedreg.taylor_coefficients`][]; $K$ is the `order`.
 
     **Returns:**
 
     A pytree like `y`, in the units of $y$ divided by those of time to the power
     `order`.
+
+    **Raises** and **costs** what [`diffrax_speedreg.taylor_coefficients`][] does.
     """
     order = check_positive_integer(order, "order")
     (coefficient,) = _coefficients(term, as_time(t), as_state(y), args, (order,))

@@ -4,12 +4,13 @@ import argparse
 import hashlib
 import json
 import math
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import diffrax_speedreg as dsr
 
@@ -21,58 +22,80 @@ Outcome = TypeVar("Outcome")
 _ASIDE = ("methods", "output", "resume")
 
 
-def parser(
-    name: str, description: str | None, *, epochs: int, quick: str, full: str = ""
-) -> argparse.ArgumentParser:
-    """With the options that all experiments have.
+class Parser(argparse.ArgumentParser):
+    """With the options that all experiments have."""
 
-    **Arguments:**
+    def __init__(
+        self,
+        name: str,
+        description: str | None,
+        *,
+        epochs: int,
+        quick: str,
+        full: str = "",
+        methods: Sequence[str] = (),
+    ):
+        """**Arguments:**
 
-    - `name`: of the module.
-    - `description`: its docstring.
-    - `epochs`: the default.
-    - `quick`, `full`: what these options do, as help texts. Without one for `full`,
-        there is no such option.
-    """
-    made = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}",
-        description=description,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    add = made.add_argument
-    add("--seed", type=seed, default=0, help="decides everything")
-    add("--epochs", type=positive(int), default=epochs, help="of every training")
-    if full:
-        add("--full", action="store_true", help=full)
-    add("--quick", action="store_true", help=f"under a minute: {quick}")
-    add("--resume", action="store_true", help="go on from the last checkpoints")
-    add(
-        "--output",
-        type=writable_folder,
-        default=f"{name}-output",
-        help="folder for the results",
-    )
-    return made
+        - `name`: of the module.
+        - `description`: its docstring.
+        - `epochs`: the default.
+        - `quick`, `full`: what these options do, as help texts. Without one for `full`,
+            there is no such option.
+        - `methods`: those that can be asked for, if only some of them can be.
+        """
+        self.methods = tuple(methods)
+        self._added: list[argparse.Action] = []
+        super().__init__(
+            prog=f"python -m experiments.{name}",
+            description=description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        add = self.add_argument
+        if methods:
+            listed = ", ".join(map(repr, methods))
+            add("methods", nargs="*", help=f"some of {listed}, or 'all'")
+        add("--seed", type=seed, default=0, help="decides everything")
+        add("--epochs", type=positive(int), default=epochs, help="of every training")
+        if full:
+            add("--full", action="store_true", help=full)
+        add("--quick", action="store_true", help=f"under a minute: {quick}")
+        add("--resume", action="store_true", help="go on from the last checkpoints")
+        add(
+            "--output",
+            type=writable_folder,
+            default=f"{name}-output",
+            help="folder for the results",
+        )
 
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        action = super().add_argument(*args, **kwargs)
+        self._added.append(action)
+        return action
 
-def add_methods(made: argparse.ArgumentParser, methods: Sequence[str]) -> None:
-    """Adds the methods to run; `parse` then knows which there are."""
-    listed = ", ".join(map(repr, methods))
-    made.add_argument("methods", nargs="*", help=f"some of {listed}, or 'all'")
-    made.set_defaults(known_methods=tuple(methods))
+    def options(self) -> argparse.Namespace:
+        """Those given; an error that lists the methods if one is not among them."""
+        options = self.parse_args()
+        if self.methods and options.methods == ["all"]:
+            options.methods = list(self.methods)
+        for method in options.methods if self.methods else ():
+            if method not in self.methods:
+                known = ", ".join(self.methods)
+                self.error(f"the methods are {known}, but got {method!r}")
+        return options
 
-
-def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; an error that lists the known methods if one is not among them."""
-    options = made.parse_args()
-    known = vars(options).pop("known_methods", ())
-    if known and options.methods == ["all"]:
-        options.methods = list(known)
-    for method in vars(options).get("methods", ()):
-        if method not in known:
-            made.error(f"the methods are {', '.join(known)}, but got {method!r}")
-    return options
+    def command(self, recorded: Mapping[str, str], *methods: str) -> str:
+        """What to type to get what was recorded under some options again."""
+        words = [*methods]
+        for action in self._added:
+            value = recorded.get(action.dest, str(action.default))
+            if action.dest in _ASIDE or value == str(action.default):
+                continue
+            words.append(action.option_strings[0])
+            if action.nargs != 0:
+                words.append(value)
+        return f"{self.prog} {shlex.join(words)}".strip()
 
 
 def checkpoints(options: argparse.Namespace, name: str) -> dsr.Checkpoints:

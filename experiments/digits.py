@@ -7,6 +7,7 @@ Writes a table, a picture and a file of results.
 
 import argparse
 import sys
+from pathlib import Path
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -20,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from . import classification, command_line, report
+from . import classification, command_line, records, report
 from .classification import Batch, Classifier
 from .records import Result
 from .training import Recorder, train_adaptively, train_alternating
@@ -121,9 +122,19 @@ def run(options: argparse.Namespace) -> list[Result]:
     return results
 
 
-def arguments() -> argparse.Namespace:
-    parser = command_line.parser("digits", __doc__, epochs=60, quick="two epochs")
-    add, positive = parser.add_argument, command_line.positive
+def table(folder: Path) -> str | None:
+    """The methods, in Markdown; the papers do not have this task."""
+    path = folder / "digits.json"
+    if not path.exists():
+        return None
+    command = parser().command(records.options(path))
+    text = path.with_suffix(".md").read_text().strip()
+    return f"{text} No paper has this task. All rows: `{command}`"
+
+
+def parser() -> command_line.Parser:
+    made = command_line.Parser("digits", __doc__, epochs=60, quick="two epochs")
+    add, positive = made.add_argument, command_line.positive
     add("--learning-rate", type=positive(float), default=3e-3, help="Adam's")
     add("--order", type=positive(int), default=3, help="K of the speed R_K")
     add(
@@ -140,14 +151,13 @@ def arguments() -> argparse.Namespace:
         default=2,
         help="order p of the Taylor-Lagrange solver",
     )
-    options = command_line.parse(parser)
-    if options.quick:
-        options.epochs = 2
-    return options
+    return made
 
 
 def main() -> None:
-    options = arguments()
+    options = parser().options()
+    if options.quick:
+        options.epochs = 2
     results = command_line.attempt(lambda: run(options))
     if isinstance(results, str):
         sys.exit(f"error: {results}")

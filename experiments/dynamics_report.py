@@ -60,10 +60,10 @@ class Published(NamedTuple):
 def save(path: Path, options: argparse.Namespace, outcome: Result | str) -> None:
     """Keeps what came of one method: the result, or by which error it ended."""
     if isinstance(outcome, str):
-        records.write(path, options, dict(failure=outcome))
+        records.save_figures(path, options, outcome)
     else:
         figures = {name: _plain(value) for name, value in outcome._asdict().items()}
-        records.write(path, options, dict(result=figures))
+        records.save_figures(path, options, figures)
 
 
 def _plain(value: Any) -> Any:
@@ -77,10 +77,9 @@ def _plain(value: Any) -> Any:
 
 def load(path: Path) -> Result | str:
     """What `save` has kept."""
-    record = records.read(path)
-    if "failure" in record:
-        return record["failure"]
-    figures = record["result"]
+    figures = records.load_figures(path)
+    if isinstance(figures, str):
+        return figures
     for name in ("times", "exact", "predicted"):
         figures[name] = np.array(figures[name], float)
     if figures["rollout_error"] is None:

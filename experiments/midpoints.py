@@ -9,6 +9,8 @@ full matrix that makes every step exact. Writes a table and a file of results.
 import argparse
 import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import diffrax as dfx
@@ -214,20 +216,42 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    options = arguments()
-    jax.config.update("jax_enable_x64", True)
-    rows = rows_of(options)
+def table_of(rows: Sequence[Row]) -> str:
+    """In Markdown."""
     cells = [["p", "h", "truncated", "stiff mode", "elementwise", "matrix", "trained"]]
     for order, step, *errors in rows:
         numbers = ["" if error is None else f"{error:.2g}" for error in errors]
         cells.append([str(order), f"{step:g}", *numbers])
-    table = report.table(cells)
-    (options.output / "midpoints.md").write_text(table + "\n")
+    return report.table(cells)
+
+
+def table(folder: Path) -> str | None:
+    """Of the results in a folder; `None` if there are none."""
+    path = folder / "midpoints.json"
+    if not path.exists():
+        return None
+    rows = [Row(**row) for row in json.loads(path.read_text())["results"]]
+    return f"{table_of(rows)}\n\n{_EXPLANATION}"
+
+
+_EXPLANATION = """\
+Mean of ‖ŷ - y‖ / (‖ŷ‖ + ‖y‖) after one step of size h, by the method of order p, from
+states that were not trained on. The paper has a plot of these, which was not seen; its
+definitions give the same errors for the truncated method, and 1.2e-11 to 3.1e-3 (p = 2)
+and 2.5e-15 to 2.3e-4 (p = 3) for the best elementwise midpoints. Command:
+`python -m experiments.midpoints`."""
+
+
+def main() -> None:
+    options = arguments()
+    jax.config.update("jax_enable_x64", True)
+    rows = rows_of(options)
+    shown = table_of(rows)
+    (options.output / "midpoints.md").write_text(shown + "\n")
     record = records.circumstances(options) | dict(results=[r._asdict() for r in rows])
     figures = options.output / "midpoints.json"
     figures.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{table}\n\nFigures: {figures}")
+    print(f"{shown}\n\nFigures: {figures}")
 
 
 if __name__ == "__main__":

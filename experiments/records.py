@@ -59,35 +59,42 @@ def save(path: Path, options: argparse.Namespace, outcome: Result | str) -> None
     - `outcome`: the result, or by which error the training ended.
     """
     if isinstance(outcome, str):
-        write(path, options, dict(failure=outcome))
+        save_figures(path, options, outcome)
     else:
         trajectory = {
             name: np.round(np.asarray(array, float), 4).tolist()
             for name, array in brief(outcome.trajectory)._asdict().items()
         }
-        result = {**figures(outcome), "trajectory": trajectory}
-        write(path, options, dict(result=result))
+        save_figures(path, options, {**figures(outcome), "trajectory": trajectory})
 
 
-def write(path: Path, options: argparse.Namespace, outcome: dict[str, Any]) -> None:
-    """Keeps what came of an experiment, and under which circumstances."""
-    record = circumstances(options) | outcome
+def save_figures(
+    path: Path, options: argparse.Namespace, outcome: dict[str, Any] | str
+) -> None:
+    """As `save`, of an experiment whose results are of another kind."""
+    record = circumstances(options)
+    record["failure" if isinstance(outcome, str) else "result"] = outcome
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What `write` has kept."""
-    return json.loads(path.read_text())
 
 
 def load(path: Path) -> Result | str:
     """What `save` has kept."""
-    record = read(path)
-    if "failure" in record:
-        return record["failure"]
-    result = record["result"]
+    result = load_figures(path)
+    if isinstance(result, str):
+        return result
     arrays = {name: np.array(x) for name, x in result["trajectory"].items()}
     return Result(**{**result, "trajectory": Trajectory(**arrays)})
+
+
+def options(path: Path) -> dict[str, str]:
+    """Under which options something was recorded."""
+    return json.loads(path.read_text())["options"]
+
+
+def load_figures(path: Path) -> dict[str, Any] | str:
+    """What `save_figures` has kept."""
+    record = json.loads(path.read_text())
+    return record["failure"] if "failure" in record else record["result"]
 
 
 def brief(trajectory: Trajectory, entries: int = 8) -> Trajectory:

@@ -207,9 +207,9 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def arguments() -> argparse.Namespace:
-    parser = command_line.parser("toy", __doc__, epochs=30, quick="one epoch")
-    add, positive = parser.add_argument, command_line.positive
+def parser() -> command_line.Parser:
+    made = command_line.Parser("toy", __doc__, epochs=30, quick="one epoch")
+    add, positive = made.add_argument, command_line.positive
     add("--learning-rate", type=positive(float), default=1e-2, help="Adam's")
     add("--order", type=positive(int), default=3, help="K of the speed R_K")
     add(
@@ -220,14 +220,13 @@ def arguments() -> argparse.Namespace:
         metavar="LAMBDA",
         help="weight of the speed in the loss",
     )
-    options = command_line.parse(parser)
-    if options.quick:
-        options.epochs = 1
-    return options
+    return made
 
 
 def main() -> None:
-    options = arguments()
+    options = parser().options()
+    if options.quick:
+        options.epochs = 1
     weights = {"plain": 0.0, f"speed R_{options.order}": options.regularization}
     try:
         outcomes = [run(method, weight, options) for method, weight in weights.items()]

@@ -146,7 +146,9 @@ def test_other_settings_of_what_is_not_saved(tmp_path, recwarn):
     dsr.save_checkpoint(path, (solver, lambda x: x, object()))
     dsr.load_checkpoint(path, (solver, lambda x: x, object()))
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"(?s)There \(-\).*- .*order=2.*\+ .*order=3"):
+    with pytest.warns(
+        UserWarning, match=r"(?s)There \(-\).*- .*degree=2.*\+ .*degree=3"
+    ):
         dsr.load_checkpoint(path, (dsr.TaylorLagrangeSolver(3), lambda x: x, object()))
 
 
@@ -331,7 +333,7 @@ def test_full_disk(tmp_path, states):
     path = tmp_path / "model.ckpt"
     dsr.save_checkpoint(path, start)
     before = path.read_bytes()
-    (tmp_path / ".model.ckpt.unfinished").symlink_to("/dev/full")
+    (tmp_path / f".model.ckpt.{os.getpid()}.unfinished").symlink_to("/dev/full")
     with pytest.raises(dsr.CheckpointError, match="No space left on device.*Make room"):
         dsr.save_checkpoint(path, later)
     assert path.read_bytes() == before and _names(tmp_path) == ["model.ckpt"]

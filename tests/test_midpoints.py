@@ -1,5 +1,6 @@
 """The stiff linear system of the Taylor-Lagrange paper."""
 
+import json
 import math
 
 import diffrax_speedreg as dsr
@@ -65,3 +66,13 @@ def test_training_finds_the_midpoint():
     assert error == pytest.approx(_published[2, 0.01], rel=0.05)
     untrained = dsr.TaylorLagrangeSolver(2, dsr.ConstantCorrection(2))
     assert midpoints.relative_error(untrained, 0.01, _y0) > 0.9
+
+
+def test_table_of_the_recorded_file(tmp_path):
+    assert midpoints.table(tmp_path) is None
+    row = midpoints.Row(2, 0.01, 0.99, 6.3e-8, 7e-8, 1.7e-14)
+    record = json.dumps(dict(results=[row._asdict()]))
+    (tmp_path / "midpoints.json").write_text(record)
+    table = midpoints.table(tmp_path)
+    cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
+    assert cells == ["2", "0.01", "0.99", "6.3e-08", "7e-08", "1.7e-14", ""]

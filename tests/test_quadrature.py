@@ -57,6 +57,43 @@ def test_random_nodes_run_with_the_solve():
         assert jnp.all((ts >= 0) & (ts <= 1))
 
 
+@pytest.mark.parametrize("times", ([0.0, 0.5, 2.0], [1.0, -1.0], [3, 2, 0]))
+def test_trapezoidal(times):
+    quadrature = dsr.trapezoidal(jnp.asarray(times))
+    np.testing.assert_array_equal(quadrature.ts, np.asarray(times, float))
+    # Exact for what is linear between the times, and positive in either direction.
+    values = np.array([2.0, 5.0, 3.0])[: len(times)]
+    expected = np.sum(np.abs(np.diff(times)) * (values[1:] + values[:-1]) / 2)
+    np.testing.assert_allclose(quadrature.weights @ values, expected, rtol=1e-12)
+
+
+def test_trapezoidal_of_saved_states():
+    """Without a change of the solve, against a closed form."""
+    ts = jnp.linspace(0.0, 1.0, 101)
+    term = dfx.ODETerm(lambda t, y, args: args * y)
+    rate = jnp.array(2.0)
+    solution = dfx.diffeqsolve(
+        term,
+        dfx.Tsit5(),
+        0.0,
+        1.0,
+        0.01,
+        jnp.ones(2),
+        rate,
+        saveat=dfx.SaveAt(ts=ts),
+    )
+    speed = dsr.trapezoidal(ts).integrate(dsr.Speed(3), term, solution.ys, rate)
+    # The square of the third derivative is 2^6 e^(4t).
+    expected = jnp.asarray(16 * (np.exp(4) - 1))
+    assert tree_allclose(speed, expected, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("times", (0.5, [0.5], [[0.0, 1.0]]))
+def test_trapezoidal_needs_times(times, without_type_checks):
+    with pytest.raises(ValueError, match="times that a solve saves states at"):
+        dsr.trapezoidal(jnp.asarray(times))
+
+
 _saveats = dict(
     default=None,
     t0=dfx.SaveAt(t0=True),

@@ -349,7 +349,7 @@ def test_what_was_infinite_may_stay_so(state):
 
         def __call__(self, t, y, args):
             weights = jax.nn.softmax(jax.lax.stop_gradient(self.mask))
-            return self.linear(t, y, args) * weights[1:]
+            return self.linear(t, y, args) * weights[None, 1:]
 
     trainer = make_trainer()
     mask = jnp.array([-jnp.inf, 0.0, 0.0])

@@ -26,7 +26,8 @@ def test_code_runs(tmp_path):
     assert result.returncode == 0, result.stderr
     loss, hyperparameters, names = result.stdout.splitlines()
     assert re.fullmatch(r"loss 0\.\d+, remainders \S+", loss)
-    assert hyperparameters == "{'seed': 0, 'width': 16}"
+    expected = dict(seed=0, width=16, samples=256, batch_size=64)
+    assert hyperparameters == str(expected)
     assert names == "['step-0000000040.ckpt']"
 
 

@@ -219,7 +219,12 @@ def _inverse_product(
 
 
 linear = Rule(_linear, is_zero=all)
+"""The rule of a primitive that is linear in all of its inputs together, such as a sum or
+a reshape: it is evaluated at each order."""
+
 bilinear = Rule(_bilinear, is_zero=any)
+"""The rule of a primitive that is linear in each of two inputs, such as a product: a
+Cauchy product, of which a single term is left if one of them is constant."""
 
 for _primitive in (
     jexp.broadcast_in_dim_p,

@@ -71,12 +71,12 @@ class Operation:
         return cls(eqn.primitive, eqn.params, ins, outs, source)
 
     def replace(self, **params: Any) -> "Operation":
-        """The same with other parameters."""
+        """The same with some `params` in place of its own."""
         params = self.params | params
         return Operation(self.primitive, params, self.ins, self.outs, self.source)
 
     def bind(self, *args: Array) -> list[Array]:
-        """Evaluates the primitive."""
+        """Evaluates the primitive at `args`; returns the list of its outputs."""
         bind_params = self.primitive.get_bind_params(self.params)
         # A dictionary from JAX 0.9.2, a pair before.
         subfuns, params = (

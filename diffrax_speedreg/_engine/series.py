@@ -97,14 +97,14 @@ class Series:
         return len(self.node.known) > (0 if self.constant else order)
 
     def coefficient(self, order: int) -> Coefficient:
-        """The coefficient of that order, `None` if it is zero by structure."""
+        """The coefficient of that `order`, `None` if it is zero by structure."""
         if order > 0 and self.constant:
             return None
         self.node.advance(order)
         return self.node.known[order][self.index]
 
     def array(self, order: int) -> Array:
-        """The coefficient of that order, as an array in any case."""
+        """The coefficient of that `order`, as an array in any case."""
         coefficient = self.coefficient(order)
         return jnp.zeros_like(self.primal()) if coefficient is None else coefficient
 

@@ -227,7 +227,10 @@ class ConstantCorrection(AbstractCorrection):
         form: Form = "elementwise",
         dtype: DTypeLike | None = None,
     ):
-        """**Arguments:** as [`diffrax_speedreg.CorrectionMLP`][]."""
+        """**Arguments:**
+
+        - `state`, `form`, `dtype`: as for [`diffrax_speedreg.CorrectionMLP`][].
+        """
         self.layout = _Layout.of(jnp.zeros(state) if isinstance(state, int) else state)
         self.form = form
         self.factors = jnp.zeros(_num_factors(form, self.layout.size), dtype)

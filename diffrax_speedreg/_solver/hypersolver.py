@@ -47,6 +47,11 @@ class HyperSolver(dfx.AbstractSolver[HyperState]):
     It takes the same corrections as a [`diffrax_speedreg.TaylorLagrangeSolver`][], and
     is trained by the same [`diffrax_speedreg.AlternatingTrainer`][].
 
+    **Arguments:**
+
+    - `solver`: an explicit Diffrax solver with constant steps.
+    - `remainder`: the correction.
+
     **Cost:** an evaluation of the vector field beside those of the wrapped solver, and
     of the correction.
 

@@ -113,6 +113,27 @@ def gather(
     return patients, TimeSeries(times, np.where(mask, values, 0), mask)
 
 
+def on_grid(series: TimeSeries, times: Float[np.ndarray, " times"]) -> TimeSeries:
+    """The same time series at times that are the same for all patients.
+
+    **Raises:**
+
+    `ValueError` if a patient was observed at another time.
+    """
+    index = np.searchsorted(times, series.times).clip(max=len(times) - 1)
+    if not np.array_equal(times[index], series.times):
+        raise ValueError(
+            f"Patients were observed at times that are not among the {len(times)}."
+        )
+    shape = len(index), len(times), series.mask.shape[2]
+    values, mask = np.zeros(shape, series.values.dtype), np.zeros(shape, bool)
+    patients = np.arange(len(index))[:, None]
+    # By addition, since the padding repeats the last time, and observes nothing.
+    np.add.at(values, (patients, index), series.values)
+    np.logical_or.at(mask, (patients, index), series.mask)
+    return TimeSeries(np.broadcast_to(times, shape[:2]), values, mask)
+
+
 def split(patients: np.ndarray, series: TimeSeries) -> TimeSeriesData:
     """Divides the patients, by their numbers, and scales the values."""
     # By digests, so that the order does not depend on any random number generator.

@@ -1,0 +1,107 @@
+"""The page of results, and the tables of which it is made."""
+
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from experiments import mnist, records, results
+
+
+def _record(method, **others):
+    trajectory = records.Trajectory(*map(np.array, ([0.0, 1], [[0.0], [1]], [1.0])))
+    figures = dict(
+        accuracy=0.975,
+        nfe=104.2,
+        solve_seconds=0.2,
+        step_seconds=0.05,
+        training_seconds=30.0,
+        nfe_by_epoch=[91.0, 104.0],
+        loss_by_epoch=[2.0, 1.0],
+        trajectory=trajectory,
+    )
+    return records.Result(method, **(figures | others))
+
+
+def _options(**others):
+    given = dict(seed=0, epochs=2, scheme=None, regularization=6e-5, quick=False)
+    return Namespace(**(given | others), resume=True, output="/tmp", methods=["all"])
+
+
+def _cells(table, method):
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| {method} ")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_page_is_what_the_generator_writes():
+    assert results.PAGE.read_text() == results.page(results.RESULTS), (
+        "run `python -m experiments.results`"
+    )
+
+
+def test_every_module_has_a_table(tmp_path):
+    """And none where there are no results."""
+    assert [module.table(tmp_path) for module in results.modules()] == [None] * len(
+        results.MODULES
+    )
+    assert "##" not in results.page(tmp_path)
+
+
+def test_mnist_table(tmp_path):
+    options = _options(epochs=2, regularization=1e-3)
+    for method, others in {
+        "plain": {},
+        "RNODE": {},
+        "Taylor-Lagrange": dict(solve_seconds=0.01, training_seconds=3.0, nfe=44.0),
+    }.items():
+        outcome = _record(method, **others)
+        records.save(tmp_path / mnist.file_name(method), options, outcome)
+    path = tmp_path / mnist.file_name("hypersolver")
+    records.save(path, options, "Training diverged: the loss is nan at step 7.")
+    table = mnist.table(tmp_path)
+    command = "`python -m experiments.mnist {} --epochs 2 --lambda 0.001`"
+    assert _cells(table, "plain") == (
+        ["plain", "TayNODE", "2", "97.50 %", "104.2", "0.2 s (1)", "30 s (1)"]
+        + ["1", "110", "1", "1", "derived", command.format("plain")]
+    )
+    assert _cells(table, "Taylor-Lagrange") == (
+        ["Taylor-Lagrange", "Taylor-Lagrange", "2", "97.50 %", "44"]
+        + ["0.01 s (0.05)", "3 s (0.1)", "1.0037", "62", "0.0638", "0.0684"]
+        + ["derived", command.format("Taylor-Lagrange")]
+    )
+    assert _cells(table, "RNODE")[7:12] == ["-"] * 5
+    assert "Training diverged" in _cells(table, "hypersolver")[3]
+
+
+def test_mnist_table_without_plain(tmp_path):
+    path = tmp_path / mnist.file_name("RNODE")
+    records.save(path, _options(scheme="Taylor-Lagrange"), _record("RNODE"))
+    cells = _cells(mnist.table(tmp_path), "RNODE")
+    assert cells[1:7] == ["Taylor-Lagrange", "2", "97.50 %", "104.2", "0.2 s", "30 s"]
+    assert cells[-1].endswith("RNODE --epochs 2 --scheme Taylor-Lagrange`")
+
+
+@pytest.mark.parametrize(
+    "recorded, expected",
+    [
+        (dict(epochs="10", quick="False", order="3"), "plain"),
+        (dict(epochs="3", full="True"), "plain --epochs 3 --full"),
+        (dict(seed="1", output="/somewhere", resume="True"), "plain --seed 1"),
+        (dict(scheme="Taylor-Lagrange"), "plain --scheme Taylor-Lagrange"),
+    ],
+)
+def test_command(recorded, expected):
+    command = mnist.parser().command(recorded, "plain")
+    assert command == f"python -m experiments.mnist {expected}"
+
+
+def test_circumstances(tmp_path):
+    """Files of the same circumstances share a line; those of others are left out."""
+    versions = dict(jax="0.7.0")
+    for name, cores in {"a-x": 2, "a-y": 2, "a": 4, "ab": 8}.items():
+        record = dict(hardware=dict(cores=cores), versions=versions)
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    first, second = results.circumstances(tmp_path, "a").splitlines()
+    assert first.startswith("Measured on cores 2, jax 0.7.0: [a-x.json]")
+    assert "[a-y.json]" in first
+    assert second.startswith("Measured on cores 4, jax 0.7.0: [a.json]")

@@ -1,0 +1,34 @@
+"""Hooks of MkDocs: result files, which lie beside the documentation, join the site.
+
+Pages link to them as they lie in the repository, so that links work there too.
+"""
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+
+_root = Path(__file__).parents[1]
+_SHOWN = ("*.json", "*.md", "*.png", "*.txt")
+_FOLDERS = ("benchmarks/results", "experiments/results")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the result files, by the paths that they have in the repository."""
+    for folder in _FOLDERS:
+        for pattern in _SHOWN:
+            for path in sorted((_root / folder).glob(pattern)):
+                name = str(path.relative_to(_root))
+                files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Links that leave the folder of the documentation stay within the site: those to
+    results. Others, to scripts, become the path in the repository."""
+    results = re.compile(r"\]\(\.\./((?:benchmarks|experiments)/results/)")
+    markdown = results.sub(r"](\1", markdown)
+    return re.sub(r"\[([^\]]*)\]\(\.\./(?!\.)[^)]*\)", r"\1", markdown)
