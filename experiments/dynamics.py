@@ -166,7 +166,7 @@ def trajectories(
         minval=jnp.asarray(task.lowest),
         maxval=jnp.asarray(task.highest),
     )
-    return task.solution(y0, task.step * jnp.arange(task.num_steps + 1))
+    return task.solution(y0, task.step * jnp.arange(task.num_steps + 1.0))
 
 
 def pairs(states: Float[Array, "samples times state"]) -> Pairs:

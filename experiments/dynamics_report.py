@@ -26,8 +26,8 @@ class Result(NamedTuple):
     - `rollout_error`: the mean of ‖ŷ - y‖ / (‖ŷ‖ + ‖y‖) over trajectories that are
         predicted from their initial states.
     - `nfe`: evaluations that Dopri5 needs for a step of the learned field.
-    - `step_seconds`: the median of the training's steps.
-    - `training_seconds`: all of its steps, but the first ones.
+    - `training_seconds`: of all steps of the training, but the first ones.
+    - `step_seconds`: their mean.
     - `first_seconds`: these, in which everything is compiled.
     - `times`, `exact`, `predicted`: trajectories.
     """
@@ -99,7 +99,7 @@ def load_all(folder: Path, task: str, methods: Sequence[str]) -> dict[str, Any]:
 
 def table(
     outcomes: Mapping[str, Result | str],
-    task: str,
+    commands: Mapping[str, str],
     published: Mapping[str, Published],
 ) -> str:
     """In Markdown, a row for each method."""
@@ -107,7 +107,7 @@ def table(
     columns = [*header.split(", "), "predicted", "NFE", "paper: training", "error"]
     rows = [[*columns, "status", "command"]]
     for method, outcome in outcomes.items():
-        command = f"`python -m experiments.{task} '{method}'`"
+        command = f"`{commands[method]}`"
         paper = ["-", "-", "-"]
         if method in published:
             seconds, error, status = published[method]

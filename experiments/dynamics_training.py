@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from . import command_line, dynamics_report
+from . import command_line, dynamics_report, records
 from .dynamics import (
     Advance,
     by_dopri5,
@@ -35,7 +35,7 @@ from .dynamics import (
     trajectories,
 )
 from .dynamics_report import Published, Result
-from .training import Loss, Recorder, train_adaptively, train_alternating
+from .training import Loss, Recorder, train_adaptively, train_in_rounds
 
 
 BATCH_SIZE = 500
@@ -116,7 +116,7 @@ def run(method: str, task: Task, options: argparse.Namespace) -> Result:
     else:
         error = lambda both: error_of(fixed(both[1]), both[0], held_out)
         record = recorder(method, task, options, error)
-        field, solver = train_alternating(
+        field, solver = train_in_rounds(
             trainer_of(options, record.steps),
             field,
             taylor_lagrange(method, task, solver_key),
@@ -124,7 +124,6 @@ def run(method: str, task: Task, options: argparse.Namespace) -> Result:
             record,
             key=key,
             remainder_every=options.remainder_every,
-            observed=lambda state: (state.model, state.solver),
         )
         advance = fixed(solver)
     return evaluate(method, task, field, advance, held_out, record)
@@ -203,7 +202,7 @@ def evaluate(
         field_error=float(field_error),
         rollout_error=float(jnp.mean(distance)),
         nfe=float(nfe),
-        step_seconds=float(np.median(record.seconds[first:])),
+        step_seconds=float(np.mean(record.seconds[first:])),
         training_seconds=sum(record.seconds[first:]),
         first_seconds=sum(record.seconds[:first]),
         error_by_epoch=record.counts,
@@ -218,14 +217,20 @@ def evaluate(
 def table(folder: Path, task: Task, published: Mapping[str, Published]) -> str | None:
     """Of the results in a folder, in Markdown; `None` if there are none."""
     outcomes = dynamics_report.load_all(folder, task.name, METHODS)
-    return dynamics_report.table(outcomes, task.name, published) if outcomes else None
+    commands = {}
+    for method in outcomes:
+        given = records.options(folder / dynamics_report.file_name(task.name, method))
+        commands[method] = parser(task, None).command(given, method)
+    if not outcomes:
+        return None
+    return dynamics_report.table(outcomes, commands, published)
 
 
 def main(
     task: Task, description: str | None, published: Mapping[str, Published]
 ) -> None:
     """The script of a task: trains by some methods, and shows all results."""
-    options = arguments(task, description)
+    options = parser(task, description).options()
     jax.config.update("jax_enable_x64", True)
     for method in options.methods:
         outcome = command_line.attempt(lambda: run(method, task, options))
@@ -240,16 +245,16 @@ def main(
         dynamics_report.draw(results, options.output / f"{task.name}.png")
 
 
-def arguments(task: Task, description: str | None) -> argparse.Namespace:
-    parser = command_line.parser(
+def parser(task: Task, description: str | None) -> command_line.Parser:
+    made = command_line.Parser(
         task.name,
         description,
         epochs=task.epochs,
         quick=f"{QUICK_STEPS} steps",
         full=f"the paper's {task.paper_epochs} epochs of {STEPS_PER_EPOCH} steps",
+        methods=METHODS,
     )
-    command_line.add_methods(parser, METHODS)
-    add, positive = parser.add_argument, command_line.positive
+    add, positive = made.add_argument, command_line.positive
     add(
         "--learning-rate",
         type=positive(float),
@@ -274,4 +279,4 @@ def arguments(task: Task, description: str | None) -> argparse.Namespace:
         default=task.penalty,
         help="weight of the remainders",
     )
-    return command_line.parse(parser)
+    return made

@@ -26,7 +26,7 @@ def solution(
 ) -> Float[Array, "samples times state"]:
     """In closed form, mode by mode."""
     amplitudes = y0 @ np.linalg.inv(MODES).T
-    decays = jnp.exp(times[:, None] * EIGENVALUES)
+    decays = jnp.exp(times[:, None] * EIGENVALUES[None])
     return jnp.einsum("nj,tj,ij->nti", amplitudes, decays, MODES)
 
 

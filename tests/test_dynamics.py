@@ -31,10 +31,13 @@ def _stiff_field():
     matrix = midpoints.of_modes(midpoints.EIGENVALUES) * stiff.TASK.step
     first = jnp.zeros((64, 2)).at[:2].set(jnp.eye(2))
     last = jnp.zeros((2, 64)).at[:, :2].set(matrix)
-    where = lambda field: [(layer.weight, layer.bias) for layer in field.network.layers]
     field = dynamics.Field.untrained(stiff.TASK, jr.key(0))
-    values = [(first, jnp.zeros(64)), (last, jnp.zeros(2))]
-    return eqx.tree_at(where, field, values)
+    layers = field.network.layers
+    return eqx.tree_at(
+        lambda f: [p for x in f.network.layers for p in (x.weight, x.bias)],
+        field,
+        [first, jnp.zeros_like(layers[0].bias), last, jnp.zeros_like(layers[1].bias)],
+    )
 
 
 def test_stiff_data_are_the_exact_solution(key):
