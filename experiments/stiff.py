@@ -57,7 +57,7 @@ TASK = dynamics.Task(
     learning_rate=1e-2,
     remainder_rate=3e-2,
     remainder_every=10,
-    penalty=1e-2,
+    penalty=1e-3,
 )
 _SEEN = "seen; errors read off a plot"
 PUBLISHED = {
