@@ -240,11 +240,17 @@ def train_in_rounds(
     *,
     key: Key[Array, ""],
     remainder_every: int,
+    remainder_batch: Callable[[PyTree[np.ndarray]], PyTree[np.ndarray]],
 ) -> tuple[Any, dsr.TaylorLagrangeSolver | dsr.HyperSolver]:
     """As `train_alternating`, but all dynamics steps from one remainder step to the
     next are one computation, and the recorder counts for the model and the solver.
 
     For small networks, where it takes longer to start a computation than to make it.
+
+    **Arguments:**
+
+    - `remainder_batch`: from the batches since the last remainder step, along a first
+        axis, to the one for the next.
     """
 
     @eqx.filter_jit
@@ -275,8 +281,9 @@ def train_in_rounds(
                 )
             complete = (record.step + size) % remainder_every == 0
             if state.solver.remainder is not None and complete:
-                targets = trainer.targets(state, parts[-1])
-                state, report = trainer.remainder_step(state, parts[-1], targets)
+                batch = remainder_batch(stacked)
+                targets = trainer.targets(state, batch)
+                state, report = trainer.remainder_step(state, batch, targets)
                 dsr.check_finite(report.error, record.step + size, "solver's error")
         record((state.model, state.solver), losses, state)
     record.close()
