@@ -1,11 +1,14 @@
-"""Hooks of MkDocs: result files, which lie beside the documentation, join the site.
+"""Hooks of MkDocs: result files join the site, and formulas become MathML.
 
-Pages link to them as they lie in the repository, so that links work there too.
+Pages link to result files as they lie in the repository, so that links work there too.
+Browsers know MathML, and need nothing from elsewhere to show it.
 """
 
+import html
 import re
 from pathlib import Path
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -32,3 +35,17 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     results = re.compile(r"\]\(\.\./((?:benchmarks|experiments)/results/)")
     markdown = results.sub(r"](\1", markdown)
     return re.sub(r"\[([^\]]*)\]\(\.\./(?!\.)[^)]*\)", r"\1", markdown)
+
+
+def on_page_content(page_html: str, **_: object) -> str:
+    """What `pymdownx.arithmatex` has marked becomes MathML."""
+
+    def formula(match: re.Match[str]) -> str:
+        tag, tex = match.groups()
+        display = "block" if tag == "div" else "inline"
+        # Without the delimiters.
+        mathml = convert(html.unescape(tex.strip())[2:-2], display=display)
+        return f'<{tag} class="arithmatex">{mathml}</{tag}>'
+
+    marked = r'<(span|div) class="arithmatex">(.*?)</\1>'
+    return re.sub(marked, formula, page_html, flags=re.DOTALL)

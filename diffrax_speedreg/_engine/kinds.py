@@ -219,8 +219,8 @@ def _inverse_product(
 
 
 linear = Rule(_linear, is_zero=all)
-"""The rule of a primitive that is linear in all of its inputs together, such as a sum or
-a reshape: it is evaluated at each order."""
+"""The rule of a primitive that is linear in all of its inputs together, such as a sum
+or a reshape: it is evaluated at each order."""
 
 bilinear = Rule(_bilinear, is_zero=any)
 """The rule of a primitive that is linear in each of two inputs, such as a product: a
