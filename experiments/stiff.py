@@ -1,233 +1,79 @@
-r"""One step of the stiff linear system of the Taylor-Lagrange paper, midpoints beside.
+"""Learns an unknown stiff linear system from pairs of states 0.01 apart.
 
-The system is dx/dt = A x with eigenvalues -1000 and -1. Compares the truncated Taylor
-method with midpoints that are constant: the one that makes the stiff mode exact, in
-closed form; the best elementwise one, by linear programming; a trained one; and the
-full matrix that makes every step exact. Writes a table and a file of results.
+The system has the eigenvalues -1000 and -1. A step of RK4 multiplies a real decaying
+mode by 0.27 at least, and one of the truncated Taylor method of order 2 by 0.5: no
+field lets them come close to the fast mode, which a step multiplies by 5e-5.
+
+For known dynamics, see `python -m experiments.midpoints`.
 """
 
-import argparse
-import json
-import math
-from typing import Literal, NamedTuple
+from pathlib import Path
 
-import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
-import optax
-import scipy.sparse
 from jaxtyping import Array, Float, Key
-from scipy.optimize import linprog
 
-from . import records, report
-
-
-EIGENVALUES = np.array([-1000.0, -1.0])
-MODES = np.linalg.inv([[3.0, 1.0], [1.0, -2.0]])
-STEPS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-ORDERS = (2, 3)
-TRAINED_STEPS = (0.01, 0.1)
-SAMPLES = 500
+from . import dynamics, dynamics_training
+from .dynamics_report import Published
+from .midpoints import EIGENVALUES, MODES
 
 
-class Row(NamedTuple):
-    """Relative errors of one step: of the truncated method and of four midpoints."""
-
-    order: int
-    step: float
-    truncated: float
-    stiff_mode: float
-    elementwise: float
-    matrix: float
-    trained: float | None = None
+def solution(
+    y0: Float[Array, "samples state"], times: Float[Array, " times"]
+) -> Float[Array, "samples times state"]:
+    """In closed form, mode by mode."""
+    amplitudes = y0 @ np.linalg.inv(MODES).T
+    decays = jnp.exp(times[:, None] * EIGENVALUES[None])
+    return jnp.einsum("nj,tj,ij->nti", amplitudes, decays, MODES)
 
 
-def of_modes(values: Float[np.ndarray, " modes"]) -> Float[Array, "state state"]:
-    """The matrix with these eigenvalues, and the eigenvectors of the system."""
-    return jnp.asarray(MODES @ np.diag(values) @ np.linalg.inv(MODES))
+def network(key: Key[Array, ""]) -> eqx.nn.MLP:
+    """Two layers without an activation between them, as the paper has it."""
+    return eqx.nn.MLP(2, 2, 64, 1, activation=lambda x: x, key=key)
 
 
-def problem(
-    step: float | Float[Array, ""], y0: Float[Array, "samples state"]
-) -> dsr.InitialValueProblem:
-    matrix = of_modes(EIGENVALUES)
-    return dsr.InitialValueProblem(
-        dfx.ODETerm(lambda t, y, args: y @ matrix.T), y0, 0.0, step
+def midpoint(key: Key[Array, ""]) -> dsr.CorrectionMLP:
+    return dsr.CorrectionMLP(
+        2, inputs=("y",), width=16, activation=jax.nn.relu, key=key
     )
 
 
-def exact(step: float, y0: Float[Array, "samples state"]) -> Float[Array, "..."]:
-    return y0 @ of_modes(np.exp(step * EIGENVALUES)).T
+TASK = dynamics.Task(
+    name="stiff",
+    solution=solution,
+    lowest=(-0.5, -0.5),
+    highest=(0.5, 0.5),
+    step=0.01,
+    num_steps=2000,
+    shown_steps=200,
+    trajectories=100,
+    network=network,
+    midpoint=midpoint,
+    epochs=25,
+    paper_epochs=100,
+    learning_rate=1e-2,
+    remainder_rate=3e-2,
+    remainder_every=10,
+    penalty=1e-3,
+)
+_SEEN = "seen; errors read off a plot"
+PUBLISHED = {
+    "adaptive Dopri5": Published(609.8, "1.3e-5 to 1.8e-5", _SEEN),
+    "RK4": Published(35.8, "5.2e-5", _SEEN),
+    "truncated Taylor": Published(21.2, "7.8e-5", _SEEN),
+    "Taylor-Lagrange": Published(31.9, "1.0e-5 to 1.5e-5", _SEEN),
+}
 
 
-def midpoints_of_modes(order: int, step: float) -> Float[np.ndarray, " modes"]:
-    r"""For each mode the $\varphi$ that makes a step of it exact.
-
-    With $z = \lambda h$ and $\theta = 1 / (p + 1)$ it is the solution of
-    $\sum_{k < p} z^k / k! + z^p / p! \, (1 + \theta (1 + \varphi) z) = e^z$.
-    """
-    z = step * EIGENVALUES
-    series = sum(z**k / math.factorial(k) for k in range(order))
-    midpoint = (np.exp(z) - series) * math.factorial(order) / z**order
-    return (order + 1) * (midpoint - 1) / z - 1
-
-
-def solver_with(
-    order: int, form: Literal["elementwise", "matrix"], factors: Float[Array, " n"]
-) -> dsr.TaylorLagrangeSolver:
-    untrained = dsr.TaylorLagrangeSolver(order, dsr.ConstantCorrection(2, form))
-    return with_factors(untrained, factors)
-
-
-def with_factors(
-    solver: dsr.TaylorLagrangeSolver, factors: Float[Array, " n"]
-) -> dsr.TaylorLagrangeSolver:
-    return eqx.tree_at(lambda s: s.remainder.factors, solver, factors)
-
-
-@eqx.filter_jit
-def step_of(
-    solver: dsr.TaylorLagrangeSolver,
-    step: float | Float[Array, ""],
-    y0: Float[Array, "samples state"],
-) -> Float[Array, "samples state"]:
-    return dsr.final_state(dsr.solve_fixed(problem(step, y0), solver, 1))
-
-
-@eqx.filter_jit
-def effects_of(
-    solver: dsr.TaylorLagrangeSolver,
-    step: float | Float[Array, ""],
-    y0: Float[Array, "samples state"],
-) -> Float[Array, "entries state"]:
-    """The derivative of a step by the two factors of an elementwise midpoint."""
-
-    def flat(factors: Float[Array, " state"]) -> Float[Array, " entries"]:
-        return step_of(with_factors(solver, factors), step, y0).reshape(-1)
-
-    assert isinstance(solver.remainder, dsr.ConstantCorrection)
-    return jax.jacrev(flat)(solver.remainder.factors)
-
-
-def relative_error(
-    solver: dsr.TaylorLagrangeSolver, step: float, y0: Float[Array, "samples state"]
-) -> float:
-    r"""The mean over samples of ‖ŷ - y‖ / (‖ŷ‖ + ‖y‖)."""
-    actual, expected = step_of(solver, jnp.asarray(step), y0), exact(step, y0)
-    norm = lambda y: jnp.linalg.norm(y, axis=1)
-    return float(jnp.mean(norm(actual - expected) / (norm(actual) + norm(expected))))
-
-
-def best_elementwise(
-    order: int, step: float, y0: Float[Array, "samples state"]
-) -> Float[Array, " state"]:
-    r"""The $\varphi$ of the least mean absolute error, which is affine in it.
-
-    A linear program in two unknowns: how far to go from the midpoint of the stiff mode
-    in directions whose effects on the samples are orthonormal.
-    """
-    start = jnp.full(2, midpoints_of_modes(order, step)[0])
-    solver = solver_with(order, "elementwise", start)
-    at_start = step_of(solver, jnp.asarray(step), y0) - exact(step, y0)
-    at_start = np.asarray(at_start).reshape(-1)
-    effects, factors = np.linalg.qr(effects_of(solver, jnp.asarray(step), y0))
-    size, count = np.linalg.norm(at_start), len(at_start)
-    # Minimize the sum of the bounds b of |error + effects @ shift|.
-    bound = scipy.sparse.eye_array(count)
-    solution = linprog(
-        np.concatenate([np.zeros(2), np.ones(count)]),
-        A_ub=scipy.sparse.block_array([[effects, -bound], [-effects, -bound]]),
-        b_ub=np.concatenate([-at_start, at_start]) / size,
-        bounds=[(None, None)] * 2 + [(0, None)] * count,
-    )
-    if not solution.success:
-        raise RuntimeError(f"No best midpoint found: {solution.message}")
-    return start + jnp.asarray(size * np.linalg.solve(factors, solution.x[:2]))
-
-
-def trained(
-    order: int, step: float, updates: int, seed: int
-) -> dsr.TaylorLagrangeSolver:
-    """From a constant midpoint that starts at zero, by the errors of one step.
-
-    The loss is a mean absolute error, which has a kink at its minimum: signs of
-    gradients, and steps that become smaller, find it to more digits than Adam does.
-    """
-    keys = jr.split(jr.key(seed), updates)
-    solver, _ = dsr.fit_solver(
-        dsr.TaylorLagrangeSolver(order, dsr.ConstantCorrection(2)),
-        problem(step, initial_states(keys[0])),
-        (initial_states(key) for key in keys),
-        num_steps=1,
-        optimizer=optax.sign_sgd(optax.exponential_decay(0.1, updates, 1e-12)),
-        reference_tolerance=1e-13,
-    )
-    assert isinstance(solver, dsr.TaylorLagrangeSolver)
-    return solver
-
-
-def initial_states(key: Key[Array, ""]) -> Float[Array, "samples state"]:
-    return jr.uniform(key, (SAMPLES, 2), minval=-1.0, maxval=-0.9)
-
-
-def rows_of(options: argparse.Namespace) -> list[Row]:
-    y0 = initial_states(jr.key(options.seed + 1))
-    rows = []
-    for order in ORDERS:
-        for step in STEPS:
-            midpoints = midpoints_of_modes(order, step)
-            solvers = dict(
-                truncated=dsr.TaylorLagrangeSolver(order),
-                stiff_mode=solver_with(order, "elementwise", jnp.full(2, midpoints[0])),
-                elementwise=solver_with(
-                    order, "elementwise", best_elementwise(order, step, y0)
-                ),
-                matrix=solver_with(order, "matrix", of_modes(midpoints).reshape(-1)),
-            )
-            if step in TRAINED_STEPS:
-                solvers["trained"] = trained(order, step, options.updates, options.seed)
-            errors = {k: relative_error(s, step, y0) for k, s in solvers.items()}
-            rows.append(Row(order, step, **errors))
-    return rows
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.stiff",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    add("--updates", type=report.positive(int), default=600, help="of the training")
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="demo-output",
-        help="folder for the results",
-    )
-    return parser.parse_args()
+def table(folder: Path) -> str | None:
+    return dynamics_training.table(folder, TASK, PUBLISHED)
 
 
 def main() -> None:
-    options = arguments()
-    jax.config.update("jax_enable_x64", True)
-    rows = rows_of(options)
-    cells = [["p", "h", "truncated", "stiff mode", "elementwise", "matrix", "trained"]]
-    for order, step, *errors in rows:
-        numbers = ["" if error is None else f"{error:.2g}" for error in errors]
-        cells.append([str(order), f"{step:g}", *numbers])
-    table = report.table(cells)
-    (options.output / "stiff.md").write_text(table + "\n")
-    record = records.circumstances(options) | dict(results=[r._asdict() for r in rows])
-    figures = options.output / "stiff.json"
-    figures.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{table}\n\nFigures: {figures}")
+    dynamics_training.main(TASK, __doc__, PUBLISHED)
 
 
 if __name__ == "__main__":

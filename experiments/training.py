@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import diffrax_speedreg as dsr
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
@@ -40,6 +41,7 @@ class Recorder:
         per_epoch: int,
         count: Callable[[Any], Array],
         checkpoints: dsr.Checkpoints | None = None,
+        counted: str = "nfe",
     ):
         """**Arguments:**
 
@@ -48,10 +50,12 @@ class Recorder:
         - `count`: from the model to the number of evaluations.
         - `checkpoints`: where to go on from, and to write some: at their interval, and
             after the last step.
+        - `counted`: what to call that which `count` returns, if it is something else.
         """
         self.steps = epochs * per_epoch
         self.per_epoch = per_epoch
         self.count = count
+        self.counted = counted
         self.checkpoints = checkpoints
         self.step = 0
         unknown = lambda size: np.full(size, np.nan)
@@ -60,8 +64,13 @@ class Recorder:
         self._start = self._written = time.perf_counter()
 
     @property
-    def nfe(self) -> list[float]:
+    def counts(self) -> list[float]:
+        """By epoch."""
         return self._curves.nfe[: self.step // self.per_epoch].tolist()
+
+    @property
+    def nfe(self) -> list[float]:
+        return self.counts
 
     @property
     def seconds(self) -> list[float]:
@@ -92,22 +101,28 @@ class Recorder:
         self._start = self._written = time.perf_counter()
         return state
 
-    def __call__(self, model: Any, loss: float, state: Any) -> None:
+    def __call__(
+        self, model: Any, loss: float | Float[np.ndarray, " steps"], state: Any
+    ) -> None:
         """**Arguments:**
 
-        - `model`: after a step.
-        - `loss`: of that step.
+        - `model`: after a step, or several.
+        - `loss`: of that step, or of each of them. Several must not go beyond the end
+            of an epoch.
         - `state`: what it takes to go on from there, the model included.
         """
-        self._curves.seconds[self.step] = time.perf_counter() - self._start
-        self._curves.losses[self.step] = loss
-        self.step += 1
-        self._bar.update()
+        losses = np.atleast_1d(loss)
+        made = slice(self.step, self.step + len(losses))
+        self._curves.seconds[made] = (time.perf_counter() - self._start) / len(losses)
+        self._curves.losses[made] = losses
+        self.step += len(losses)
+        self._bar.update(len(losses))
         if self.step % self.per_epoch == 0:
             with dsr.solving(self.step):
                 count = float(self.count(model))
             self._curves.nfe[self.step // self.per_epoch - 1] = count
-            self._bar.set_postfix(loss=f"{loss:.4f}", nfe=f"{count:g}")
+            shown = {"loss": f"{losses[-1]:.4g}", self.counted: f"{count:.4g}"}
+            self._bar.set_postfix(shown)
         self._maybe_write(state)
         self._start = time.perf_counter()
 
@@ -187,6 +202,13 @@ def train_alternating(
 ) -> tuple[Any, dsr.TaylorLagrangeSolver | dsr.HyperSolver]:
     """Trains a model through a few steps of a solver, and the solver in turn.
 
+    **Arguments:**
+
+    - `trainer`, `remainder_every`: as for `dsr.fit`.
+    - `model`, `solver`: to start from.
+    - `batches`: from the number of steps made to a batch.
+    - `record`: decides about the number of steps, and where to go on from.
+
     **Raises:**
 
     As `train_adaptively`.
@@ -205,6 +227,65 @@ def train_alternating(
         remainder_every=remainder_every,
         callbacks=[callback],
     )
+    record.close()
+    return state.model, state.solver
+
+
+def train_in_rounds(
+    trainer: dsr.AlternatingTrainer,
+    model: Any,
+    solver: dsr.TaylorLagrangeSolver | dsr.HyperSolver,
+    batches: Callable[[int], PyTree[np.ndarray]],
+    record: Recorder,
+    *,
+    key: Key[Array, ""],
+    remainder_every: int,
+    remainder_batch: Callable[[PyTree[np.ndarray]], PyTree[np.ndarray]],
+) -> tuple[Any, dsr.TaylorLagrangeSolver | dsr.HyperSolver]:
+    """As `train_alternating`, but all dynamics steps from one remainder step to the
+    next are one computation, and the recorder counts for the model and the solver.
+
+    For small networks, where it takes longer to start a computation than to make it.
+
+    **Arguments:**
+
+    - `remainder_batch`: from the batches since the last remainder step, along a first
+        axis, to the one for the next.
+    """
+
+    @eqx.filter_jit
+    def dynamics_steps(state, batches):
+        arrays, rest = eqx.partition(state, eqx.is_array)
+
+        def step(arrays, batch):
+            after, report = trainer.dynamics_step(eqx.combine(arrays, rest), batch)
+            return eqx.filter(after, eqx.is_array), (report.terms.loss, report.finite)
+
+        arrays, (losses, finite) = jax.lax.scan(step, arrays, batches)
+        return eqx.combine(arrays, rest), losses, finite
+
+    state = record.restore(trainer.init(model, solver, key=key))
+    while record.step < record.steps:
+        left = record.per_epoch - record.step % record.per_epoch
+        size = min(remainder_every - record.step % remainder_every, left)
+        parts = [batches(record.step + i) for i in range(size)]
+        stacked = jtu.tree_map(lambda *leaves: np.stack(leaves), *parts)
+        with dsr.solving(record.step + size):
+            state, losses, finite = dynamics_steps(state, stacked)
+            losses, finite = np.asarray(losses), np.asarray(finite)
+            if not finite.all():
+                first = int(np.argmin(finite))
+                raise dsr.TrainingDiverged(
+                    f"Training diverged: the loss is {losses[first]:.4g} at step "
+                    f"{record.step + first + 1}, and it, or the model, is not finite."
+                )
+            complete = (record.step + size) % remainder_every == 0
+            if state.solver.remainder is not None and complete:
+                batch = remainder_batch(stacked)
+                targets = trainer.targets(state, batch)
+                state, report = trainer.remainder_step(state, batch, targets)
+                dsr.check_finite(report.error, record.step + size, "solver's error")
+        record((state.model, state.solver), losses, state)
     record.close()
     return state.model, state.solver
 

@@ -86,7 +86,7 @@ def test_readable_with_numpy_alone(tmp_path):
     path = tmp_path / "model.ckpt"
     dsr.save_checkpoint(path, Linear(ROTATION), dict(rate=0.5))
     with open(path, "rb") as file:
-        assert file.readline() == b"diffrax-speedreg checkpoint 1\n"
+        assert file.readline() == b"diffrax-speedreg checkpoint 2\n"
         assert len(file.readline()) == 65
         header = json.loads(file.readline())
         assert header["hyperparameters"] == dict(rate=0.5)

@@ -27,7 +27,7 @@ from jaxtyping import PyTree
 
 
 _T = TypeVar("_T")
-_magic = b"diffrax-speedreg checkpoint 1\n"
+_magic = b"diffrax-speedreg checkpoint 2\n"
 
 
 class CheckpointError(RuntimeError):
