@@ -16,7 +16,12 @@ from . import command_line, data, results
 METHODS = {
     "mnist": ("quadrature R_K", "Taylor-Lagrange"),
     "orders": ("R_2",),
+    "stiff": ("Taylor-Lagrange",),
+    "vanderpol": ("Taylor-Lagrange",),
+    "brusselator": ("Taylor-Lagrange",),
+    "ffjord": ("R_3",),
     "latent_ode": ("quadrature R_K",),
+    "existing_model": ("R_3",),
 }
 DATA = {"mnist": data.load_mnist, "latent_ode": data.load_physionet}
 
