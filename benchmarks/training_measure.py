@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import diffrax_speedreg as dsr
@@ -47,7 +48,8 @@ def measure_loop(case: Case, seed: int, rounds: Rounds) -> Loop:
                 ).step
 
         calls = dict(
-            bare=lambda: _bare(parts, batch),
+            bare=lambda: _bare(parts, lambda step: batch),
+            supplied=lambda: _bare(parts, lambda step: batches(state.key, step)),
             fit=fit,
             targets=lambda: trainer.targets(state, batch).y1,
             remainder=lambda: trainer.remainder_step(state, batch, targets)[1],
@@ -60,6 +62,7 @@ def measure_loop(case: Case, seed: int, rounds: Rounds) -> Loop:
     return Loop(
         *case,
         bare=seconds["bare"] / STEPS_PER_TURN,
+        supplied=seconds["supplied"] / STEPS_PER_TURN,
         fit=seconds["fit"] / STEPS_PER_TURN,
         targets=seconds["targets"],
         remainder=seconds["remainder"],
@@ -68,11 +71,11 @@ def measure_loop(case: Case, seed: int, rounds: Rounds) -> Loop:
     )
 
 
-def _bare(parts: Training, batch: PyTree[Array]) -> PyTree[Array]:
+def _bare(parts: Training, batches: Callable[[int], PyTree[Array]]) -> PyTree[Array]:
     """What a user's own loop can't do without."""
     state = parts.state
-    for _ in range(STEPS_PER_TURN):
-        state, _ = parts.trainer.dynamics_step(state, batch)
+    for step in range(STEPS_PER_TURN):
+        state, _ = parts.trainer.dynamics_step(state, batches(step))
     return state.step
 
 

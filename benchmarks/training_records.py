@@ -22,6 +22,7 @@ class Loop(NamedTuple):
 
     - `field`, `batch`, `order`: the case.
     - `bare`: a dynamics step, called again and again with the same batch.
+    - `supplied`: a dynamics step, called with new batches.
     - `fit`: a dynamics step of `fit`, with new batches and a progress bar.
     - `targets`: the solve at high fidelity.
     - `remainder`: a remainder step.
@@ -33,6 +34,7 @@ class Loop(NamedTuple):
     batch: int
     order: int
     bare: float
+    supplied: float
     fit: float
     targets: float
     remainder: float

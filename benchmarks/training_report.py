@@ -9,10 +9,10 @@ from .training_records import Case, Loop, Results
 INTRODUCTION = """\
 What alternating training costs beside its dynamics steps. Times are medians of
 interleaved rounds. *Bare* is a dynamics step that is called again and again with the
-same batch; *fit* is one of `fit`, with new batches from the host's memory and a
-progress bar. *Targets* is the solve at high fidelity, and *remainder* one gradient step
-with these. A *checkpoint* is written and forced onto the disk while the training
-waits."""
+same batch, *supplied* one with new batches from the host's memory; *fit* is one of
+`fit`, with these and a progress bar. *Targets* is the solve at high fidelity, and
+*remainder* one gradient step with these. A *checkpoint* is written and forced onto the
+disk while the training waits."""
 AMORTIZED = """\
 Training with remainder steps, in parts of its dynamics steps alone, if after every n of
 these there are m remainder steps. TL-NODE's cadences are 400 and 1 (MNIST), 100 and 1
@@ -51,6 +51,11 @@ def goals(results: Results) -> Iterator[Goal]:
         {name(loop): loop.fit / loop.bare for loop in loops},
     )
     yield Goal(
+        "the same, in bare steps with new batches",
+        1.03,
+        {name(loop): loop.fit / loop.supplied for loop in loops},
+    )
+    yield Goal(
         "a checkpoint every minute, in parts of the time",
         0.01,
         {name(loop): loop.checkpoint / _MINUTE for loop in loops},
@@ -63,16 +68,13 @@ def goals(results: Results) -> Iterator[Goal]:
 
 
 def _parts(results: Results) -> str:
-    heading = "field batch order | bare ms | fit ms | ratio | targets ms"
+    heading = "field batch order | bare ms | supplied ms | fit ms | targets ms"
     heading += " | remainder ms | checkpoint ms | MiB"
     rows = [[*heading.split(" | ")[0].split(), *heading.split(" | ")[1:]]]
     for loop in results.loops:
-        milliseconds = [1e3 * seconds for seconds in loop[3:8]]
-        bare, fit, targets, remainder, checkpoint = map(number, milliseconds)
-        ratio = f"{loop.fit / loop.bare:.3f}"
+        milliseconds = [1e3 * seconds for seconds in loop[3:9]]
         size = number(loop.checkpoint_bytes / 2**20)
-        row = [bare, fit, ratio, targets, remainder, checkpoint, size]
-        rows.append([*map(str, loop[:3]), *row])
+        rows.append([*map(str, loop[:3]), *map(number, milliseconds), size])
     return table(rows)
 
 
