@@ -55,8 +55,8 @@ solve over a unit of time takes less than three steps. The papers' code counts
 All figures are of data that were not trained on. TayNODE's code evaluates MNIST and
 PhysioNet on training data.
 
-**Times** are wall time on two cores, which had other work as well in most of these runs:
-they tell orders of magnitude. Ratios measured side by side are in
+**Times** are wall time on two cores, which had other work as well in most of these
+runs: they tell orders of magnitude. Ratios measured side by side are in
 [the benchmarks](../benchmarks/results).
 """
 
