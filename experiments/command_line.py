@@ -74,6 +74,32 @@ class Parser(argparse.ArgumentParser):
         self._added.append(action)
         return action
 
+    def add_weights(
+        self,
+        speed: float,
+        *,
+        kinetic: float | None = None,
+        jacobian: float | None = None,
+        penalty: float | None = None,
+    ) -> None:
+        """Options for the weights of a loss's summands, of those with a default."""
+        weights = [
+            ("--lambda", speed, "regularization", "weight of the speed"),
+            ("--kinetic", kinetic, "kinetic", "RNODE's weight of the kinetic energy"),
+            ("--jacobian", jacobian, "jacobian", "RNODE's of the Jacobian's norm"),
+            ("--penalty", penalty, "penalty", "weight of the steps' remainders"),
+        ]
+        for option, default, name, text in weights:
+            if default is not None:
+                self.add_argument(
+                    option,
+                    type=nonnegative(float),
+                    default=default,
+                    dest=name,
+                    metavar="W",
+                    help=text,
+                )
+
     def options(self) -> argparse.Namespace:
         """Those given; an error that lists the methods if one is not among them."""
         options = self.parse_args()

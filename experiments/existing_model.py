@@ -374,14 +374,7 @@ def parser() -> command_line.Parser:
         quick="one epoch, on whole trajectories",
         methods=METHODS,
     )
-    made.add_argument(
-        "--lambda",
-        type=command_line.nonnegative(float),
-        default=1e-3,
-        dest="regularization",
-        metavar="LAMBDA",
-        help="weight of the speed in the loss",
-    )
+    made.add_weights(1e-3)
     return made
 
 

@@ -269,15 +269,7 @@ def parser() -> command_line.Parser:
     made.set_defaults(epochs=None)
     for option, kind in (("--width", int), ("--batch-size", int), ("--rate", float)):
         add(option, type=positive(kind), metavar="N", help="if not that of the task")
-    weights = [
-        ("--lambda", 1e-2, "regularization", "weight of the speed"),
-        ("--kinetic", 0.01, "kinetic", "RNODE's weight of the kinetic energy"),
-        ("--jacobian", 0.01, "jacobian", "RNODE's weight of the Jacobian's norm"),
-        ("--penalty", 50.0, "penalty", "weight of the Taylor-Lagrange remainders"),
-    ]
-    for option, default, name, text in weights:
-        kind = command_line.nonnegative(float)
-        add(option, type=kind, default=default, dest=name, metavar="W", help=text)
+    made.add_weights(1e-2, kinetic=0.01, jacobian=0.01, penalty=50.0)
     return made
 
 

@@ -381,14 +381,7 @@ def parser() -> command_line.Parser:
     add(
         "--order", type=command_line.positive(int), default=3, help="K of the speed R_K"
     )
-    add(
-        "--lambda",
-        type=command_line.nonnegative(float),
-        default=1e-2,
-        dest="regularization",
-        metavar="LAMBDA",
-        help="weight of the speed in the loss",
-    )
+    made.add_weights(1e-2)
     return made
 
 

@@ -298,15 +298,7 @@ def parser() -> command_line.Parser:
     add(
         "--order", type=command_line.positive(int), default=3, help="K of the speed R_K"
     )
-    weights = [
-        ("--lambda", 6e-5, "regularization", "weight of the speed"),
-        ("--kinetic", 0.01, "kinetic", "RNODE's weight of the kinetic energy"),
-        ("--jacobian", 0.01, "jacobian", "RNODE's weight of the Jacobian's norm"),
-        ("--penalty", 10.0, "penalty", "weight of the cheap solvers' remainders"),
-    ]
-    for option, default, name, text in weights:
-        kind = command_line.nonnegative(float)
-        add(option, type=kind, default=default, dest=name, metavar="W", help=text)
+    made.add_weights(6e-5, kinetic=0.01, jacobian=0.01, penalty=10.0)
     return made
 
 

@@ -272,14 +272,7 @@ def parser() -> command_line.Parser:
     add, positive = made.add_argument, command_line.positive
     add("--learning-rate", type=positive(float), default=1e-2, help="Adam's")
     add("--order", type=positive(int), default=3, help="K of the speed R_K")
-    add(
-        "--lambda",
-        type=positive(float),
-        default=1e-2,
-        dest="regularization",
-        metavar="LAMBDA",
-        help="weight of the speed in the loss",
-    )
+    made.add_weights(1e-2)
     return made
 
 

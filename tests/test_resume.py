@@ -25,7 +25,7 @@ class _Stopped(Exception):
 def _batches(stop_at):
     def batches(step):
         if step == stop_at:
-            raise _Stopped
+            raise _Stopped("as asked for")
         return make_batch(jr.fold_in(jr.key(7), step))
 
     return batches
@@ -81,7 +81,7 @@ def test_same_bits_and_curves(train, stops, tmp_path):
     undisturbed = _record()
     expected = train(undisturbed, None)
     for stop in stops:
-        with pytest.raises(_Stopped):
+        with pytest.raises(_Stopped, match="as asked"):
             train(_record(dsr.Checkpoints(tmp_path, seconds=0.0)), stop)
     record = _record(dsr.Checkpoints(tmp_path, seconds=0.0))
     assert same_bits(train(record, None), expected)
@@ -102,7 +102,7 @@ def test_nothing_left_to_train(train, tmp_path):
 
 def test_checkpoints_of_a_minute_only(tmp_path):
     checkpoints = dsr.Checkpoints(tmp_path)
-    with pytest.raises(_Stopped):
+    with pytest.raises(_Stopped, match="as asked"):
         _adaptively(_record(checkpoints), 9)
     assert checkpoints.latest_step() is None
     _adaptively(_record(checkpoints), None)
