@@ -21,6 +21,10 @@ from experiments.data import (
 from sklearn.utils import Bunch
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(sources.VARIABLE, str(tmp_path))

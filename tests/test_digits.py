@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
+
 def _run(*options, timeout=300):
     return subprocess.run(
         [sys.executable, "-m", "experiments.digits", *map(str, options)],
@@ -33,7 +37,6 @@ def test_help():
         assert f"--{option}" in result.stdout
 
 
-@pytest.mark.thorough
 def test_short_run(tmp_path):
     result = _run("--epochs", 2, "--output", tmp_path)
     assert result.returncode == 0, result.stderr

@@ -24,6 +24,9 @@ from experiments import (
 from scipy.integrate import solve_ivp
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
 _tasks = pytest.mark.parametrize("module", [stiff, vanderpol, brusselator])
 
 

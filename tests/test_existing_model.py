@@ -14,6 +14,10 @@ from experiments import existing_model, records
 from experiments.existing_model import Func, NeuralODE, Outcome
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
+
 def test_data(key):
     """y - log(1 + y), summed over both parts, is conserved."""
     data = existing_model.oscillators(5, key)
@@ -96,7 +100,6 @@ def test_bad_options(options, message):
     assert message in result.stderr
 
 
-@pytest.mark.thorough
 def test_quick_run(tmp_path):
     result = _run("all", "--quick", "--output", tmp_path)
     assert result.returncode == 0, result.stderr

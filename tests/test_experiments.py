@@ -17,6 +17,10 @@ from experiments import classification, digits, records, toy
 from experiments.classification import Batch
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
+
 def _run(name, *options, timeout=300, **environment):
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", *map(str, options)],
@@ -36,7 +40,6 @@ def test_help(name):
         assert f"--{option}" in result.stdout
 
 
-@pytest.mark.thorough
 def test_toy(tmp_path):
     result = _run("toy", "--quick", "--output", tmp_path)
     assert result.returncode == 0, result.stderr

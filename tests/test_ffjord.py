@@ -15,6 +15,10 @@ import pytest
 from experiments import ffjord, flow_report
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
+
 def _run(*options, **environment):
     return subprocess.run(
         [sys.executable, "-m", "experiments.ffjord", *map(str, options)],
@@ -91,7 +95,6 @@ def test_missing_data(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("method", ffjord.METHODS)
 def test_quick(tmp_path, method):
     result = _run(method, "--quick", "--output", tmp_path)

@@ -17,6 +17,9 @@ from experiments.flows import Field, FlowState
 from .helpers import tolerance, tree_allclose
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
 _dtypes = pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
 
 

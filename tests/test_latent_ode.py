@@ -19,6 +19,9 @@ from experiments import latent, latent_ode, records
 from experiments.latent import Adaptive, Gaussian, LatentODE, Memory, Series
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
 FEATURES = 3
 
 
@@ -227,7 +230,6 @@ def test_what_is_wrong(options, code, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.thorough
 def test_quick_run(tmp_path):
     """On made-up patients."""
     rng = np.random.default_rng(0)

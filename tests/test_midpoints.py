@@ -10,6 +10,9 @@ import pytest
 from experiments import midpoints
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
 # Relative errors of one step, computed without this package from the definitions of the
 # paper's reference implementation; to two digits, and for other samples.
 _published = {

@@ -8,8 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from experiments import orders, toy
 
+
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
 
 _z = jnp.linspace(-1, 1, 7)
 

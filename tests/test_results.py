@@ -10,6 +10,10 @@ from experiments import dynamics_training, mnist, orders, quick, records, result
 from experiments.data import DataUnavailable
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
+
 def _record(method, **others):
     trajectory = records.Trajectory(*map(np.array, ([0.0, 1], [[0.0], [1]], [1.0])))
     figures = dict(

@@ -15,6 +15,9 @@ from experiments.training import Recorder, train_adaptively, train_alternating
 from .training import Linear, loss, make_batch, make_trainer, ROTATION, same_bits
 
 
+# Of scripts, not of the package.
+pytestmark = pytest.mark.thorough
+
 _epochs, _per_epoch = 3, 4
 
 
