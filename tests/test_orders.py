@@ -73,7 +73,7 @@ def _member(weight, error, nfe):
 
 def test_cheapest_is_not_one_that_learned_nothing():
     plain = _member(0.0, 0.1, 100.0)
-    members = [plain, _member(0.1, 0.12, 60.0), _member(1.0, 0.2, 20.0)]
+    members = [plain, _member(0.1, 0.105, 60.0), _member(1.0, 0.2, 20.0)]
     assert orders.cheapest(members, "Heun") is members[1]
     assert orders.cheapest([plain, _member(0.1, 0.05, 120.0)], "Heun") is plain
 
