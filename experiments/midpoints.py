@@ -207,6 +207,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--seed", type=report.seed, default=0, help="decides everything")
     add("--updates", type=report.positive(int), default=600, help="of the training")
+    add("--quick", action="store_true", help="under a minute: a few updates")
     add(
         "--output",
         type=report.writable_folder,
@@ -244,6 +245,8 @@ and 2.5e-15 to 2.3e-4 (p = 3) for the best elementwise midpoints. Command:
 
 def main() -> None:
     options = arguments()
+    if options.quick:
+        options.updates = 20
     jax.config.update("jax_enable_x64", True)
     rows = rows_of(options)
     shown = table_of(rows)
