@@ -8,6 +8,7 @@ The data are looked for in $DIFFRAX_SPEEDREG_DATA/mnist, and else fetched from O
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
+import optax.contrib
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from . import classification, command_line, records, report
@@ -35,6 +37,7 @@ TAYLOR_STEPS = 2
 # Of the paper's schedule.
 REMAINDER_UPDATES = 150
 TAYLOR_LAGRANGE = ("truncated Taylor", "hypersolver", "Taylor-Lagrange")
+UNNAMED = "default"
 METHODS = ("plain", "augmented R_K", "quadrature R_K", "RNODE", *TAYLOR_LAGRANGE)
 
 
@@ -55,15 +58,17 @@ PUBLISHED = {
     "truncated Taylor": Published(0.8415, 205.7, 0.046, 0.0262),
     "Taylor-Lagrange": Published(1.0037, 62, 0.0638, 0.0684),
 }
-_NOTES = f"""The papers' network, and each paper's scheme for its own methods (batches
-of 100, or of 500), but for the epochs that the table tells (the papers':
-160 and 500; by `--full`). NFE: by Dopri5 at 1.4e-8, in batches of
-{TEST_BATCH} test images as one state, their mean. Evaluation: the median
-time for such a batch, by the method's own solver. Training: all steps,
-with compilation. In brackets: relative to plain. The paper's figures are
-derived from the heights of the bars in TL-NODE's figure, which are
-relative to its plain method; its augmented R_K is called TayNODE there,
-and its truncated Taylor method T-NODE. For the other methods it has no
+_NOTES = f"""The papers' network. The reduced scheme is the same for all methods:
+batches of 100, and Muon with a learning rate of 0.03, which falls to 0 along
+a cosine. The papers' schemes are stochastic gradient descent with momentum
+(TayNODE, batches of 100, 160 epochs) and Adam (Taylor-Lagrange, batches of
+500, 500 epochs): `--full`, or `--scheme` for fewer epochs. NFE: by Dopri5 at
+1.4e-8, in batches of {TEST_BATCH} test images as one state, their mean.
+Evaluation: the median time for such a batch, by the method's own solver.
+Training: all steps, with compilation. In brackets: relative to plain. The
+paper's figures are derived from the heights of the bars in TL-NODE's figure,
+which are relative to its plain method; its augmented R_K is called TayNODE
+there, and its truncated Taylor method T-NODE. For the other methods it has no
 figures that were seen."""
 
 
@@ -96,8 +101,8 @@ def classifier(key: Key[Array, ""]) -> Classifier:
 
 
 class Scheme(NamedTuple):
-    """How a paper trains: its epochs, its batches, and what its optimizer is for a
-    number of steps."""
+    """How to train: for how many epochs, in which batches, and what the optimizer is
+    for a number of steps."""
 
     epochs: int
     batch_size: int
@@ -120,16 +125,32 @@ def taylor_lagrange_optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.adaptive_grad_clip(1e-3), optax.adam(schedule))
 
 
+def reduced_optimizer(steps: int) -> optax.GradientTransformation:
+    """The network sees little but the mean of a sigmoid's values, and gradient descent
+    is slow: Muon's updates are as large in all directions."""
+    return optax.contrib.muon(optax.cosine_decay_schedule(0.03, steps))
+
+
 SCHEMES = {
+    "reduced": Scheme(10, 100, reduced_optimizer),
     "TayNODE": Scheme(160, 100, taynode_optimizer),
     "Taylor-Lagrange": Scheme(500, 500, taylor_lagrange_optimizer),
 }
 
 
+def scheme_name(method: str, scheme: str, full: bool) -> str:
+    """The one that is asked for; if none is, that of the method's paper or, unless in
+    full, the reduced one."""
+    if scheme != UNNAMED:
+        return scheme
+    if not full:
+        return "reduced"
+    return "Taylor-Lagrange" if method in TAYLOR_LAGRANGE else "TayNODE"
+
+
 def scheme(method: str, options: argparse.Namespace) -> tuple[Scheme, int]:
     """The scheme that a method is trained by, and for how many epochs."""
-    own = "Taylor-Lagrange" if method in TAYLOR_LAGRANGE else "TayNODE"
-    chosen = SCHEMES[options.scheme or own]
+    chosen = SCHEMES[scheme_name(method, options.scheme, options.full)]
     epochs = 1 if options.quick else chosen.epochs if options.full else options.epochs
     return chosen, epochs
 
@@ -223,24 +244,33 @@ def run(method: str, options: argparse.Namespace) -> records.Result:
     return classification.evaluate(method, model, solve, ADAPTIVE, test, record)
 
 
-def outcomes(folder: Path) -> dict[str, records.Result | str]:
-    """Of the methods that have a file in the folder."""
-    paths = {method: folder / file_name(method) for method in METHODS}
-    return {m: records.load(path) for m, path in paths.items() if path.exists()}
+class Trained(NamedTuple):
+    """One file of results: of which method, trained how, and what came of it."""
+
+    method: str
+    scheme: str
+    path: Path
+    outcome: records.Result | str
+
+
+def outcomes(folder: Path) -> list[Trained]:
+    """Of all files in the folder."""
+    made = itertools.product([UNNAMED, *SCHEMES], METHODS)
+    paths = [(m, s, folder / file_name(m, s)) for s, m in made]
+    return [Trained(m, s, p, records.load(p)) for m, s, p in paths if p.exists()]
 
 
 def table(folder: Path) -> str | None:
     """The methods beside the paper's figures, in Markdown."""
     found = outcomes(folder)
-    plain = found.get("plain")
     rows = [["method", "scheme", "epochs", "test accuracy", "NFE", "evaluation"]]
     rows[0] += ["training", "paper: accuracy", "NFE", "evaluation", "training"]
     rows[0] += ["status", "command"]
-    for method, outcome in found.items():
-        options = records.options(folder / file_name(method))
-        own = "Taylor-Lagrange" if method in TAYLOR_LAGRANGE else "TayNODE"
-        chosen = own if options["scheme"] == "None" else options["scheme"]
-        row = [method, chosen, *_measured(outcome, plain)]
+    for method, scheme, path, outcome in found:
+        plain = [x.outcome for x in found if x[:2] == ("plain", scheme)]
+        options = records.options(path)
+        chosen = scheme_name(method, scheme, options["full"] == "True")
+        row = [method, chosen, *_measured(outcome, plain[0] if plain else None)]
         paper = PUBLISHED.get(method)
         row += ["-"] * 5 if paper is None else [f"{x:g}" for x in paper] + ["derived"]
         rows.append([*row, f"`{parser().command(options, method)}`"])
@@ -268,20 +298,26 @@ def _measured(
 
 
 def show(options: argparse.Namespace) -> None:
-    """Prints the table of all results in the folder, and draws their picture."""
+    """Prints the table of the results in the folder by the same scheme, and draws
+    their picture."""
     results = []
-    for method, outcome in outcomes(options.output).items():
+    for method, scheme, _, outcome in outcomes(options.output):
         if isinstance(outcome, str):
             print(f"{method}: {outcome}")
-        else:
+        elif scheme == options.scheme:
             results.append(outcome)
     if results:
         print(f"\n{report.results_table(results)}")
-        report.draw(results, options.output / "mnist.png")
+        report.draw(results, options.output / f"{_stem('', options.scheme)}.png")
 
 
-def file_name(method: str) -> str:
-    return f"{command_line.file_name(f'mnist {method}')}.json"
+def file_name(method: str, scheme: str = UNNAMED) -> str:
+    return f"{_stem(method, scheme)}.json"
+
+
+def _stem(method: str, scheme: str) -> str:
+    words = ["mnist", method, "" if scheme == UNNAMED else scheme]
+    return command_line.file_name(" ".join(word for word in words if word))
 
 
 def parser() -> command_line.Parser:
@@ -290,11 +326,11 @@ def parser() -> command_line.Parser:
         __doc__,
         epochs=10,
         quick="an epoch on a part of the data",
-        full="the epochs of the scheme's paper",
+        full="the scheme of the method's paper, and all its epochs",
         methods=METHODS,
     )
     add = made.add_argument
-    add("--scheme", choices=list(SCHEMES), help="if not that of the method's paper")
+    add("--scheme", choices=[UNNAMED, *SCHEMES], default=UNNAMED, help="to train by")
     add(
         "--order", type=command_line.positive(int), default=3, help="K of the speed R_K"
     )
@@ -308,7 +344,8 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     for method in options.methods:
         outcome = command_line.attempt(lambda: run(method, options))
-        records.save(options.output / file_name(method), options, outcome)
+        path = options.output / file_name(method, options.scheme)
+        records.save(path, options, outcome)
     show(options)
 
 

@@ -30,7 +30,7 @@ def _record(method, **others):
 
 
 def _options(**others):
-    given = dict(seed=0, epochs=2, scheme=None, regularization=6e-5, quick=False)
+    given = dict(seed=0, epochs=2, scheme="default", full=False, quick=False)
     return Namespace(**(given | others), resume=True, output="/tmp", methods=["all"])
 
 
@@ -67,11 +67,11 @@ def test_mnist_table(tmp_path):
     table = mnist.table(tmp_path)
     command = "`python -m experiments.mnist {} --epochs 2 --lambda 0.001`"
     assert _cells(table, "plain") == (
-        ["plain", "TayNODE", "2", "97.50 %", "104.2", "0.2 s (1)", "30 s (1)"]
+        ["plain", "reduced", "2", "97.50 %", "104.2", "0.2 s (1)", "30 s (1)"]
         + ["1", "110", "1", "1", "derived", command.format("plain")]
     )
     assert _cells(table, "Taylor-Lagrange") == (
-        ["Taylor-Lagrange", "Taylor-Lagrange", "2", "97.50 %", "44"]
+        ["Taylor-Lagrange", "reduced", "2", "97.50 %", "44"]
         + ["0.01 s (0.05)", "3 s (0.1)", "1.0037", "62", "0.0638", "0.0684"]
         + ["derived", command.format("Taylor-Lagrange")]
     )
@@ -80,7 +80,7 @@ def test_mnist_table(tmp_path):
 
 
 def test_mnist_table_without_plain(tmp_path):
-    path = tmp_path / mnist.file_name("RNODE")
+    path = tmp_path / mnist.file_name("RNODE", "Taylor-Lagrange")
     records.save(path, _options(scheme="Taylor-Lagrange"), _record("RNODE"))
     cells = _cells(mnist.table(tmp_path), "RNODE")
     assert cells[1:7] == ["Taylor-Lagrange", "2", "97.50 %", "104.2", "0.2 s", "30 s"]
