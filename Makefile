@@ -4,8 +4,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	&& echo $$python && break; done)
 BIN := .venv/bin
 DEMO ?=
+NOTEBOOKS ?=
 
-.PHONY: demo experiments-quick benchmarks docs test check format test-versions clean
+.PHONY: demo experiments-quick benchmarks docs notebooks test check format test-versions clean
 
 demo: .venv/experiments
 	$(BIN)/python -m experiments.digits $(DEMO)
@@ -22,10 +23,13 @@ benchmarks: .venv/benchmarks .venv/experiments
 docs: .venv/docs
 	$(BIN)/python -m mkdocs build --quiet
 
-test: .venv/experiments .venv/tests
+notebooks: .venv/experiments .venv/notebooks
+	$(BIN)/python tools/notebooks.py $(NOTEBOOKS)
+
+test: .venv/experiments .venv/notebooks .venv/tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-check: .venv/benchmarks .venv/docs .venv/experiments .venv/tests .venv/checks
+check: .venv/benchmarks .venv/docs .venv/experiments .venv/notebooks .venv/tests .venv/checks
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright

@@ -59,6 +59,8 @@ IN_PLANE = Settings(width=64, epochs=5, batch_size=256, rate=1e-2)
 QUICK = Settings(width=16, epochs=1, batch_size=250, rate=1e-2)
 STEPS_IN_PLANE = 100
 TEST_BATCHES = 16
+# Too large for an option.
+TEST_SEED, VALIDATION_SEED = 2**32, 2**32 + 1
 
 
 class Source(NamedTuple):
@@ -77,18 +79,24 @@ def source(options: argparse.Namespace) -> Source:
         sampler = PLANAR[options.task]
         per_epoch = 10 if options.quick else STEPS_IN_PLANE
         batches = flow_training.SampledBatches(sampler, size, options.seed)
-        test = jnp.split(planar_test(sampler), TEST_BATCHES)
+        seed = VALIDATION_SEED if options.validation else TEST_SEED
+        test = jnp.split(planar_test(sampler, seed), TEST_BATCHES)
         return Source(batches, per_epoch, test, None, False)
     tabular = data.load_miniboone()
-    train = tabular.train[: 2 * size] if options.quick else tabular.train
+    train, test = tabular.train, tabular.test
+    if options.validation:
+        held_out = len(train) // 10 // TEST_BATCHES * TEST_BATCHES
+        train, test = train[:-held_out], train[-held_out:]
+    train = train[: 2 * size] if options.quick else train
     batches = flow_training.NoisyBatches(train, size, options.seed)
-    test = jnp.split(jnp.asarray(tabular.test), TEST_BATCHES)
+    test = jnp.split(jnp.asarray(test), TEST_BATCHES)
     return Source(batches, batches.per_epoch, test, len(train), tabular.partial)
 
 
-def planar_test(sampler: data.Sampler) -> Float[np.ndarray, "count 2"]:
-    """With a seed that is too large for an option."""
-    return sampler(np.random.default_rng(2**32), 4000)
+def planar_test(
+    sampler: data.Sampler, seed: int = TEST_SEED
+) -> Float[np.ndarray, "count 2"]:
+    return sampler(np.random.default_rng(seed), 4000)
 
 
 def taynode_optimizer(rate: float, steps: int) -> optax.GradientTransformation:
@@ -269,6 +277,12 @@ def parser() -> command_line.Parser:
     made.set_defaults(epochs=None)
     for option, kind in (("--width", int), ("--batch-size", int), ("--rate", float)):
         add(option, type=positive(kind), metavar="N", help="if not that of the task")
+    add(
+        "--validation",
+        action="store_true",
+        help="hold samples out of the training, and measure on these, not on the test "
+        "split: to choose weights by",
+    )
     made.add_weights(1e-2, kinetic=0.01, jacobian=0.01, penalty=50.0)
     return made
 

@@ -8,8 +8,7 @@ The data are looked for in $DIFFRAX_SPEEDREG_DATA/mnist, and else fetched from O
 """
 
 import argparse
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,15 @@ TAYLOR_STEPS = 2
 REMAINDER_UPDATES = 150
 TAYLOR_LAGRANGE = ("truncated Taylor", "hypersolver", "Taylor-Lagrange")
 UNNAMED = "default"
-METHODS = ("plain", "augmented R_K", "quadrature R_K", "RNODE", *TAYLOR_LAGRANGE)
+# Which options only some methods heed.
+HEEDED = {
+    "plain": (),
+    "augmented R_K": ("order", "regularization"),
+    "quadrature R_K": ("order", "regularization"),
+    "RNODE": ("kinetic", "jacobian"),
+    **dict.fromkeys(TAYLOR_LAGRANGE, ("penalty",)),
+}
+METHODS = tuple(HEEDED)
 
 
 class Published(NamedTuple):
@@ -69,7 +76,9 @@ Training: all steps, with compilation. In brackets: relative to plain. The
 paper's figures are derived from the heights of the bars in TL-NODE's figure,
 which are relative to its plain method; its augmented R_K is called TayNODE
 there, and its truncated Taylor method T-NODE. For the other methods it has no
-figures that were seen."""
+figures that were seen. Weights: of the speed (TayNODE's: 6e-5 for its scheme);
+RNODE's of the kinetic energy and of the Jacobian's norm; of the remainders.
+They were chosen by the loss and the evaluations during training."""
 
 
 class Field(eqx.Module):
@@ -244,37 +253,45 @@ def run(method: str, options: argparse.Namespace) -> records.Result:
     return classification.evaluate(method, model, solve, ADAPTIVE, test, record)
 
 
-class Trained(NamedTuple):
-    """One file of results: of which method, trained how, and what came of it."""
-
-    method: str
-    scheme: str
-    path: Path
-    outcome: records.Result | str
-
-
-def outcomes(folder: Path) -> list[Trained]:
-    """Of all files in the folder."""
-    made = itertools.product([UNNAMED, *SCHEMES], METHODS)
-    paths = [(m, s, folder / file_name(m, s)) for s, m in made]
-    return [Trained(m, s, p, records.load(p)) for m, s, p in paths if p.exists()]
+def outcomes(folder: Path) -> dict[Path, tuple[str, records.Result | str]]:
+    """Of all files in the folder: which method's, and what came of it."""
+    return {
+        path: (method, records.load(path))
+        for method in METHODS
+        for path in sorted(folder.glob("mnist-*.json"))
+        if f"{path.stem}-".startswith(f"{_stem(method)}-")
+    }
 
 
 def table(folder: Path) -> str | None:
     """The methods beside the paper's figures, in Markdown."""
     found = outcomes(folder)
+    _, plain = found.get(folder / f"{_stem('plain')}.json", ("", ""))
     rows = [["method", "scheme", "epochs", "test accuracy", "NFE", "evaluation"]]
     rows[0] += ["training", "paper: accuracy", "NFE", "evaluation", "training"]
     rows[0] += ["status", "command"]
-    for method, scheme, path, outcome in found:
-        plain = [x.outcome for x in found if x[:2] == ("plain", scheme)]
+    for path, (method, outcome) in found.items():
         options = records.options(path)
-        chosen = scheme_name(method, scheme, options["full"] == "True")
-        row = [method, chosen, *_measured(outcome, plain[0] if plain else None)]
+        scheme = scheme_name(method, options["scheme"], options["full"] == "True")
+        row = [label(method, options), scheme, *_measured(outcome, plain)]
         paper = PUBLISHED.get(method)
         row += ["-"] * 5 if paper is None else [f"{x:g}" for x in paper] + ["derived"]
-        rows.append([*row, f"`{parser().command(options, method)}`"])
+        others = set().union(*HEEDED.values()) - set(HEEDED[method])
+        heeded = {name: x for name, x in options.items() if name not in others}
+        rows.append([*row, f"`{parser().command(heeded, method)}`"])
     return f"{report.table(rows)}\n\n{_NOTES}" if found else None
+
+
+def label(method: str, options: Mapping[str, str]) -> str:
+    """A method, and the weights that it has."""
+    if "R_K" in method:
+        name = method.replace("K", options["order"])
+        return f"{name}, λ = {options['regularization']}"
+    if method == "RNODE":
+        return f"RNODE, {options['kinetic']} and {options['jacobian']}"
+    if method in TAYLOR_LAGRANGE:
+        return f"{method}, penalty {options['penalty']}"
+    return method
 
 
 def _measured(
@@ -298,26 +315,35 @@ def _measured(
 
 
 def show(options: argparse.Namespace) -> None:
-    """Prints the table of the results in the folder by the same scheme, and draws
-    their picture."""
-    results = []
-    for method, scheme, _, outcome in outcomes(options.output):
+    """Prints the table of all results in the folder, and draws the picture of those
+    with the weights by default."""
+    results, drawn = [], []
+    for path, (method, outcome) in outcomes(options.output).items():
         if isinstance(outcome, str):
-            print(f"{method}: {outcome}")
-        elif scheme == options.scheme:
-            results.append(outcome)
+            print(f"{path.stem}: {outcome}")
+            continue
+        name = label(method, records.options(path))
+        results.append(outcome._replace(method=name))
+        if path.stem == _stem(method):
+            drawn.append(outcome)
     if results:
         print(f"\n{report.results_table(results)}")
-        report.draw(results, options.output / f"{_stem('', options.scheme)}.png")
+    if drawn:
+        report.draw(drawn, options.output / "mnist.png")
 
 
-def file_name(method: str, scheme: str = UNNAMED) -> str:
-    return f"{_stem(method, scheme)}.json"
+def file_name(method: str, options: argparse.Namespace) -> str:
+    """With the scheme and what else it heeds, if that is not the default."""
+    words = [_stem(method)]
+    for name in ("scheme", *HEEDED[method]):
+        value = getattr(options, name)
+        if value != parser().get_default(name):
+            words.append(f"{name}-{value}")
+    return f"{command_line.file_name(' '.join(words))}.json"
 
 
-def _stem(method: str, scheme: str) -> str:
-    words = ["mnist", method, "" if scheme == UNNAMED else scheme]
-    return command_line.file_name(" ".join(word for word in words if word))
+def _stem(method: str) -> str:
+    return command_line.file_name(f"mnist {method}")
 
 
 def parser() -> command_line.Parser:
@@ -334,7 +360,7 @@ def parser() -> command_line.Parser:
     add(
         "--order", type=command_line.positive(int), default=3, help="K of the speed R_K"
     )
-    made.add_weights(6e-5, kinetic=0.01, jacobian=0.01, penalty=10.0)
+    made.add_weights(1.0, kinetic=0.1, jacobian=0.1, penalty=10.0)
     return made
 
 
@@ -344,7 +370,7 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     for method in options.methods:
         outcome = command_line.attempt(lambda: run(method, options))
-        path = options.output / file_name(method, options.scheme)
+        path = options.output / file_name(method, options)
         records.save(path, options, outcome)
     show(options)
 

@@ -77,8 +77,10 @@ def draw(results: Sequence[Result], path: Path) -> None:
     # Imported late: it is slow to import, and `--help` does not need it.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * (1 + len(results)), 3.2), layout="constrained")
-    left, *others = figure.subplots(1, 1 + len(results))
+    columns = min(1 + len(results), 4)
+    rows = -(-(1 + len(results)) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows), layout="constrained")
+    left, *others = figure.subplots(rows, columns, squeeze=False).flat
     for result in results:
         epochs = np.arange(1, len(result.nfe_by_epoch) + 1)
         left.plot(epochs, result.nfe_by_epoch, label=result.method)
@@ -92,5 +94,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
             axes.axvline(step, color="black", alpha=0.2, linewidth=0.8)
         axes.set(title=f"{result.method}: NFE {result.nfe:g}", xlabel="time")
         axes.sharey(others[0])
+    for axes in others[len(results) :]:
+        axes.remove()
     others[0].set_ylabel("some pixels of an image, and steps")
     figure.savefig(path, dpi=150)

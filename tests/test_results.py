@@ -3,6 +3,7 @@
 import importlib
 import json
 from argparse import Namespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,8 +31,10 @@ def _record(method, **others):
 
 
 def _options(**others):
-    given = dict(seed=0, epochs=2, scheme="default", full=False, quick=False)
-    return Namespace(**(given | others), resume=True, output="/tmp", methods=["all"])
+    """Those by default, but for others, which the command line might have had."""
+    with mock.patch("sys.argv", ["mnist", "--output", "/tmp"]):
+        given = vars(mnist.parser().options())
+    return Namespace(**(given | dict(epochs=2, resume=True) | others))
 
 
 def _cells(table, method):
@@ -54,35 +57,42 @@ def test_every_module_has_a_table(tmp_path):
 
 
 def test_mnist_table(tmp_path):
-    options = _options(epochs=2, regularization=1e-3)
-    for method, others in {
-        "plain": {},
-        "RNODE": {},
-        "Taylor-Lagrange": dict(solve_seconds=0.01, training_seconds=3.0, nfe=44.0),
-    }.items():
-        outcome = _record(method, **others)
-        records.save(tmp_path / mnist.file_name(method), options, outcome)
-    path = tmp_path / mnist.file_name("hypersolver")
-    records.save(path, options, "Training diverged: the loss is nan at step 7.")
+    def save(outcome, method, **others):
+        options = _options(**others)
+        records.save(tmp_path / mnist.file_name(method, options), options, outcome)
+
+    fast = dict(solve_seconds=0.01, training_seconds=3.0, nfe=44.0)
+    save(_record("plain"), "plain")
+    save(_record("RNODE"), "RNODE")
+    save(_record("Taylor-Lagrange", **fast), "Taylor-Lagrange")
+    save(_record("Taylor-Lagrange"), "Taylor-Lagrange", penalty=1.0)
+    save(_record("quadrature R_K"), "quadrature R_K", order=2, scheme="TayNODE")
+    save("Training diverged: the loss is nan at step 7.", "hypersolver")
     table = mnist.table(tmp_path)
-    command = "`python -m experiments.mnist {} --epochs 2 --lambda 0.001`"
+    command = "`python -m experiments.mnist {} --epochs 2{}`"
     assert _cells(table, "plain") == (
         ["plain", "reduced", "2", "97.50 %", "104.2", "0.2 s (1)", "30 s (1)"]
-        + ["1", "110", "1", "1", "derived", command.format("plain")]
+        + ["1", "110", "1", "1", "derived", command.format("plain", "")]
     )
-    assert _cells(table, "Taylor-Lagrange") == (
-        ["Taylor-Lagrange", "reduced", "2", "97.50 %", "44"]
+    assert _cells(table, "Taylor-Lagrange, penalty 10.0") == (
+        ["Taylor-Lagrange, penalty 10.0", "reduced", "2", "97.50 %", "44"]
         + ["0.01 s (0.05)", "3 s (0.1)", "1.0037", "62", "0.0638", "0.0684"]
-        + ["derived", command.format("Taylor-Lagrange")]
+        + ["derived", command.format("Taylor-Lagrange", "")]
     )
-    assert _cells(table, "RNODE")[7:12] == ["-"] * 5
-    assert "Training diverged" in _cells(table, "hypersolver")[3]
+    other = _cells(table, "Taylor-Lagrange, penalty 1.0")
+    assert other[-1] == command.format("Taylor-Lagrange", " --penalty 1.0")
+    quadrature = _cells(table, "quadrature R_2, λ = 1.0")
+    assert quadrature[1] == "TayNODE"
+    assert _cells(table, "RNODE, 0.1 and 0.1")[7:12] == ["-"] * 5
+    assert "Training diverged" in _cells(table, "hypersolver, penalty 10.0")[3]
 
 
 def test_mnist_table_without_plain(tmp_path):
-    path = tmp_path / mnist.file_name("RNODE", "Taylor-Lagrange")
-    records.save(path, _options(scheme="Taylor-Lagrange"), _record("RNODE"))
-    cells = _cells(mnist.table(tmp_path), "RNODE")
+    options = _options(scheme="Taylor-Lagrange")
+    records.save(
+        tmp_path / mnist.file_name("RNODE", options), options, _record("RNODE")
+    )
+    cells = _cells(mnist.table(tmp_path), "RNODE, 0.1 and 0.1")
     assert cells[1:7] == ["Taylor-Lagrange", "2", "97.50 %", "104.2", "0.2 s", "30 s"]
     assert cells[-1].endswith("RNODE --epochs 2 --scheme Taylor-Lagrange`")
 

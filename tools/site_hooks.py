@@ -1,6 +1,6 @@
-"""Hooks of MkDocs: result files join the site, and formulas become MathML.
+"""Hooks of MkDocs: results and notebooks join the site, formulas become MathML.
 
-Pages link to result files as they lie in the repository, so that links work there too.
+Pages link to these as they lie in the repository, so that links work there too.
 Browsers know MathML, and need nothing from elsewhere to show it.
 """
 
@@ -10,17 +10,20 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 
 _root = Path(__file__).parents[1]
-_SHOWN = ("*.json", "*.md", "*.png", "*.txt")
-_FOLDERS = ("benchmarks/results", "experiments/results")
+_SHOWN = ("*.ipynb", "*.json", "*.md", "*.png", "*.txt")
+_FOLDERS = ("benchmarks/results", "experiments/results", "notebooks")
 
 
+# Before the plugin that makes pages of notebooks.
+@event_priority(100)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the result files, by the paths that they have in the repository."""
+    """Adds results and notebooks, by the paths that they have in the repository."""
     for folder in _FOLDERS:
         for pattern in _SHOWN:
             for path in sorted((_root / folder).glob(pattern)):
@@ -31,9 +34,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Links that leave the folder of the documentation stay within the site: those to
-    results. Others, to scripts, become the path in the repository."""
-    results = re.compile(r"\]\(\.\./((?:benchmarks|experiments)/results/)")
-    markdown = results.sub(r"](\1", markdown)
+    results and notebooks. Others, to scripts, become the path in the repository."""
+    inside = re.compile(r"\]\(\.\./((?:(?:benchmarks|experiments)/results|notebooks)/)")
+    markdown = inside.sub(r"](\1", markdown)
     return re.sub(r"\[([^\]]*)\]\(\.\./(?!\.)[^)]*\)", r"\1", markdown)
 
 
