@@ -1,6 +1,7 @@
-"""Writes docs/results.md: all experiments' results, beside what the papers report.
+"""Writes docs/results.md: all experiments' results, beside what the papers report;
+and a table of them in brief.
 
-Nothing is run: the page is made of the files that the experiments have written.
+Nothing is run: both are made of the files that the experiments have written.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from . import command_line
+from . import command_line, gains
 
 
 # In the order of the page. Each has a `table(folder)`: Markdown from the module's files
@@ -30,6 +31,7 @@ MODULES = (
 _ROOT = Path(__file__).parents[1]
 RESULTS = _ROOT / "experiments" / "results"
 PAGE = _ROOT / "docs" / "results.md"
+GAINS = RESULTS / gains.FILE
 _INTRODUCTION = """# Results
 
 The papers' experiments, by this package: what was measured, beside what the papers
@@ -104,8 +106,9 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.parse_args()
-    PAGE.write_text(page(RESULTS))
-    print(f"Written: {PAGE}")
+    for path, text in (PAGE, page(RESULTS)), (GAINS, gains.table(RESULTS)):
+        path.write_text(text)
+        print(f"Written: {path}")
 
 
 if __name__ == "__main__":

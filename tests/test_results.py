@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from experiments import dynamics_training, mnist, orders, quick, records, results
+from experiments import dynamics_training, gains, mnist, orders, quick, records, results
 from experiments.data import DataUnavailable
 
 
@@ -46,6 +46,12 @@ def test_page_is_what_the_generator_writes():
     assert results.PAGE.read_text() == results.page(results.RESULTS), (
         "run `python -m experiments.results`"
     )
+
+
+def test_gains_are_what_the_generator_writes():
+    text = results.GAINS.read_text()
+    assert text == gains.table(results.RESULTS), "run `python -m experiments.results`"
+    assert text.count("→") == 2 * len(gains.COMPARISONS)
 
 
 def test_every_module_has_a_table(tmp_path):
