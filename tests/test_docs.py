@@ -12,6 +12,7 @@ _root = Path(__file__).parents[1]
 _pages = sorted((_root / "docs").glob("*.md"))
 # That of the results is generated, which `test_results.py` is about.
 _written = [page for page in _pages if page.stem != "results"]
+_written.append(_root / "README.md")
 _results = "".join(
     path.read_text()
     for folder in ("benchmarks", "experiments")
@@ -44,7 +45,9 @@ def test_measured_tables_are_those_of_the_results(page):
     assert [row for row in measured if row not in _results] == []
 
 
-@pytest.mark.parametrize("page", _pages, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [*_pages, _root / "README.md"], ids=lambda page: page.stem
+)
 def test_links_to_files(page):
     links = re.findall(r"\]\((?!https?://|#)([^)#]*)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
