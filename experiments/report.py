@@ -86,14 +86,15 @@ def draw(results: Sequence[Result], path: Path) -> None:
         left.plot(epochs, result.nfe_by_epoch, label=result.method)
     left.set(title="Evaluations during training", xlabel="epoch", ylabel="NFE")
     left.set_ylim(bottom=0)
-    left.legend()
+    left.legend(fontsize="x-small")
     for axes, result in zip(others, results):
         times, states, steps = brief(result.trajectory)
+        if axes is not others[0]:
+            axes.sharey(others[0])
         axes.plot(times, states, linewidth=1)
         for step in steps:
             axes.axvline(step, color="black", alpha=0.2, linewidth=0.8)
         axes.set(title=f"{result.method}: NFE {result.nfe:g}", xlabel="time")
-        axes.sharey(others[0])
     for axes in others[len(results) :]:
         axes.remove()
     others[0].set_ylabel("some pixels of an image, and steps")

@@ -59,7 +59,7 @@ def test_every_module_has_a_table(tmp_path):
     assert [module.table(tmp_path) for module in results.modules()] == [None] * len(
         results.MODULES
     )
-    assert "##" not in results.page(tmp_path)
+    assert "\n| " not in results.page(tmp_path)
 
 
 def test_mnist_table(tmp_path):
