@@ -72,6 +72,8 @@ def table(folder: Path) -> str:
         if not all(path.exists() for path in paths):
             continue
         plain, other = (records.load_figures(path) for path in paths)
+        if isinstance(plain, str) or isinstance(other, str):
+            continue  # It ended with an error.
         quality = [shown.format(x[figure]) for x in (plain, other)]
         rows.append(
             [
