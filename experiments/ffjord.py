@@ -243,7 +243,7 @@ def table(folder: Path) -> str | None:
         "The times are of a machine that had other work. Weights of the regularizers "
         "and penalties were chosen by shorter trials: for MINIBOONE, on a tenth of the "
         "training samples, held out (`--validation`); for the planar densities, "
-        "on parts of the test samples, which favors their methods a little; RNODE's and "
+        "on parts of the test samples, to their favor. RNODE's and "
         "R_2's are those of a first trial."
     )
     outcomes = [run.outcome for run in runs["miniboone"].values()]
