@@ -3,8 +3,14 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
+
+
+# They are the same on all sets of versions, of which only one has what reads them.
+pytest.importorskip("nbclient")
+pytestmark = pytest.mark.thorough
+
+import nbformat
 from tools.notebooks import complaints, NOTEBOOKS
 
 
