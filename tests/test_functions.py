@@ -1,92 +1,53 @@
 """Fields made of the functions in the table, against nested `jax.jvp`."""
 
-import contextlib
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
-import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 import pytest
+from diffrax_speedreg._engine import registry
 from tools import coverage
 
-from .helpers import equations, nested_coefficients
-from .table import TABLE, UNDIFFERENTIABLE
+from .helpers import nested_coefficients
+from .helpers.table import UNDIFFERENTIABLE
+from .helpers.table.fields import (
+    ALL,
+    ENTRIES,
+    evaluate,
+    field,
+    nested,
+    point,
+    primitives,
+    promotion,
+    references,
+)
 
 
-_time = np.float32(0.23)
-_state = np.float32([1.23, -0.71, 0.54, 1.87])
-_matrix = np.float32([[3, -5, 2, 1], [-2, 1, 4, -3], [5, 2, -1, 2], [1, 3, -2, -4]]) / 8
-_drift = np.float32([0.3, -0.5, 0.7, 1.1])
-_entries = {
-    f"{group}: {name}": entry
-    for group, entries in TABLE.items()
-    for name, entry in entries.items()
-    if entry.since <= jax.__version_info__
+_references = references()
+# All of them are tried by the thorough tests, and a sample by default: with a case of
+# each rule that no other entry in it stands for.
+_sample = {
+    *list(ENTRIES)[::5],
+    "jax.numpy, indexing: at[].get(mode='fill')",
+    "Loops: scan(constant at first)",
+    "Loops: vmap of while_loop",
 }
 
 
-def _field(entry, function):
-    """The function of a mixture of state and time, and as many mixtures of its
-    outputs as there are states."""
-
-    def field(t, y):
-        x = _matrix.astype(y.dtype) @ y + _drift.astype(y.dtype) * t
-        leaves = map(jnp.ravel, jtu.tree_leaves(entry.applied(function, x)))
-        parts = [part for leaf in leaves for part in (leaf.real, leaf.imag)]
-        outputs = jnp.concatenate([part.astype(y.dtype) for part in parts])
-        angles = np.add.outer(2.0 * np.arange(4), np.arange(outputs.size))
-        weights = np.cos(angles + 0.5) / max(outputs.size, 1)
-        return jnp.asarray(weights, y.dtype) @ outputs
-
-    return field
+def _sampled(names):
+    return [
+        name if name in _sample else pytest.param(name, marks=pytest.mark.thorough)
+        for name in names
+    ]
 
 
-def _point(dtype):
-    return jnp.asarray(_time, dtype), jnp.asarray(_state, dtype)
-
-
-def _primitives_of(entry):
-    with _promotion(entry):
-        field = _field(entry, entry.function)
-        jaxpr = jax.make_jaxpr(field)(*_point(float)).jaxpr
-        return {eqn.primitive.name for eqn in equations(jaxpr)}
-
-
-def _promotion(entry):
-    stack = contextlib.ExitStack()
-    if not entry.strict:
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))
-    return stack
-
-
-def _evaluate(function, *args, compiled):
-    """Operations one by one are compiled once for all functions; but loops would be
-    compiled whenever they are met."""
-    if compiled:
-        return jax.jit(function)(*args)
-    with jax.disable_jit():
-        return function(*args)
-
-
-def _coefficients(entry, order, dtype, compiled):
-    field = _field(entry, entry.function)
-    term = dfx.ODETerm(lambda t, y, args: field(t, y))
-    return _evaluate(
-        lambda t, y: dsr.taylor_coefficients(term, t, y, order=order),
-        *_point(dtype),
-        compiled=compiled,
-    )
-
-
-def _expected(entry, compiled):
-    field = _field(entry, entry.reference or entry.function)
-    return _evaluate(
-        lambda t, y: nested_coefficients(field, t, y, entry.order),
-        *_point(jnp.float64),
-        compiled=compiled,
+def _coefficients(entry, order, dtype):
+    function: Any = field(entry, entry.function)
+    term = dfx.ODETerm(lambda t, y, args: function(t, y))
+    return evaluate(
+        entry, lambda t, y: dsr.taylor_coefficients(term, t, y, order=order), dtype
     )
 
 
@@ -97,40 +58,53 @@ def _error(actual, expected):
     return (np.abs(actual - expected).max(axis=1) / scale).max()
 
 
-def _sampled(names, step=4):
-    """All of them, of which but a sample is tried where time is short."""
-    return [
-        name if i % step == 0 else pytest.param(name, marks=pytest.mark.thorough)
-        for i, name in enumerate(names)
-    ]
-
-
-@pytest.mark.parametrize("name", _sampled(_entries))
+@pytest.mark.parametrize("name", _sampled(ENTRIES))
 def test_expansion(name):
-    entry = _entries[name]
-    compiled = not _primitives_of(entry).isdisjoint(_compiled)
-    with _promotion(entry):
-        expected = _expected(entry, compiled)
-        actual = _coefficients(entry, entry.order, jnp.float64, compiled)
-        assert np.isfinite(expected).all()
-        assert actual.dtype == jnp.float64
-        assert _error(actual, expected) < entry.tolerance * 2e-12
-        if entry.single:
-            single = _coefficients(entry, min(entry.order, 3), jnp.float32, compiled)
-            assert single.dtype == jnp.float32
-            assert _error(single, actual[: len(single)]) < entry.tolerance * 1e-3
+    entry = ENTRIES[name]
+    expected = _references[name]
+    assert expected.shape == (entry.order + 1, 4)
+    actual = _coefficients(entry, entry.order, jnp.float64)
+    assert actual.dtype == jnp.float64
+    assert _error(actual, expected) < entry.tolerance * 2e-12
+    if entry.single:
+        single = _coefficients(entry, min(entry.order, 3), jnp.float32)
+        assert single.dtype == jnp.float32
+        assert _error(single, expected[: len(single)]) < entry.tolerance * 1e-3
 
 
-_compiled = {"cond", "scan", "shard_map", "while"}
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ENTRIES)
+def test_reference(name):
+    entry = ENTRIES[name]
+    computed = nested(entry)
+    assert np.isfinite(computed).all()
+    assert _error(_references[name], computed) < entry.tolerance * 2e-12
+
+
+def test_references_are_those_of_the_table():
+    assert list(_references) == list(ALL), "run `python -m tools.references`"
+
+
+@pytest.mark.thorough
+def test_sample_has_all_rules():
+    """What a rule expands in the whole table, the default tests expand too."""
+    everywhere, sampled = (
+        set().union(*(primitives(ENTRIES[name]) for name in names))
+        for names in (ENTRIES, _sample)
+    )
+    names = {primitive.name for primitive in registry._rules}
+    with_rules = everywhere & (names | set(registry._rules_by_name))
+    assert with_rules - sampled == set()
+    assert len(with_rules) > 30
 
 
 @pytest.mark.parametrize("name", UNDIFFERENTIABLE)
 def test_not_differentiable(name):
     entry = UNDIFFERENTIABLE[name]
-    field = _field(entry, entry.function)
+    function = field(entry, entry.function)
     with pytest.raises(Exception, match="(?i)differentiat|gradient|JVP|jvp"):
-        with _promotion(entry):
-            nested_coefficients(field, *_point(float), 3)
+        with promotion(entry):
+            nested_coefficients(function, *point(float), 3)
 
 
 def test_page_is_right():

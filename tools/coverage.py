@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.table import TABLE, UNDIFFERENTIABLE
+from tests.helpers.table import TABLE, UNDIFFERENTIABLE
 
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"

@@ -9,7 +9,7 @@ import jax
 # Before the saved times are made.
 jax.config.update("jax_enable_x64", True)
 
-from tests.support import ADJOINTS, outcome, SAVEATS, SOLVERS
+from tests.helpers.support import ADJOINTS, outcome, SAVEATS, SOLVERS
 
 
 ROOT = Path(__file__).parents[1]

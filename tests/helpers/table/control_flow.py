@@ -62,7 +62,17 @@ LOOPS = group(
                 step, x[0], x, reverse=True, unroll=3
             ),
             "scan(constant at first)": lambda x: lax.scan(
-                lambda c, a: ((c[1], c[0] * a), c[0]), 2 * (jnp.ones_like(x[0]),), x
+                lambda c, a: ((c[1], c[0] * a), c[0]),
+                (jnp.ones_like(x[0]), jnp.ones_like(x[0])),
+                x,
+            ),
+            "scan(constant carry)": lambda x: lax.scan(
+                lambda c, _: ((c[0] + 1, jnp.sin(c[1]) * jnp.sqrt(c[0])), None),
+                (jnp.zeros_like(x), x),
+                length=3,
+            )[0],
+            "scan(constant output)": lambda x: jnp.sqrt(
+                lax.scan(lambda c, a: (jnp.sin(c * a), 0 * a), x, like(x, [1, 2]))[1]
             ),
             "scan(integers)": lambda x: lax.scan(
                 lambda c, a: ((c[0] + 1, c[1] * a), c), (0, x[0]), x
@@ -158,6 +168,15 @@ BRANCHES = group(
             "cond": lambda x: lax.cond(x[0] > 0, jnp.sin, jnp.exp, x),
             "cond(constant branch)": lambda x: (
                 x * lax.cond(x[0] > 9, lambda x: x, jnp.ones_like, x)
+            ),
+            "cond(constant output)": lambda x: lax.cond(
+                x[0] > 0,
+                lambda x: (x, jnp.sqrt(jnp.zeros_like(x))),
+                lambda x: (x * x, jnp.ones_like(x)),
+                x,
+            ),
+            "cond(output that one branch varies)": lambda x: lax.cond(
+                x[0] > 9, lambda x: jnp.ones_like(x), lambda x: x * x, x
             ),
             "cond(constant predicate)": lambda x: lax.cond(True, jnp.sin, jnp.exp, x),
             "cond(closing over the state)": lambda x: lax.cond(

@@ -1,5 +1,7 @@
 """Solvers inside of a vector field."""
 
+from typing import Any
+
 import diffrax as dfx
 import jax
 import jax.ad_checkpoint
@@ -22,7 +24,12 @@ from .entry import (
 )
 
 
-def _solve(x, solver=None, adjoint=dfx.ForwardMode(), **options):
+def _solve(
+    x,
+    solver=None,
+    adjoint: dfx.AbstractAdjoint = dfx.ForwardMode(),
+    **options: Any,
+):
     """Of an equation of which the initial state and the field depend on `x`."""
     term = dfx.ODETerm(lambda t, z, x: -z * jnp.sin(x) + t)
     options = dict(dt0=0.5, max_steps=8) | options

@@ -144,6 +144,11 @@ def _adam(x):
     return x
 
 
+def _converted(x):
+    pure, consts = jax.closure_convert(lambda z: z * x, x)
+    return pure(jnp.sin(x), *consts)
+
+
 TRANSFORMATIONS = group(
     on(
         real,
@@ -157,9 +162,7 @@ TRANSFORMATIONS = group(
             "checkpoint_name": lambda x: jax.ad_checkpoint.checkpoint_name(
                 mixed(x), "name"
             ),
-            "closure_convert": lambda x: (
-                lambda pure, consts: pure(jnp.sin(x), *consts)
-            )(*jax.closure_convert(lambda z: z * x, x)),
+            "closure_convert": _converted,
             "custom_jvp": doubled,
             "custom_jvp(integers)": lambda x: _cube(x, NODES),
             "custom_jvp(nondiff_argnums)": lambda x: _apply(jnp.sin, x),

@@ -1,10 +1,9 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -62,23 +61,6 @@ def finite_difference(
         return (function(x + h * direction) - function(x - h * direction)) / (2 * h)
 
     return (4 * difference(step) - difference(2 * step)) / 3
-
-
-def equations(jaxpr: Any) -> Iterator[jex.JaxprEqn]:
-    """Those of a jaxpr, and of the jaxprs inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for leaf in jtu.tree_leaves(eqn.params, is_leaf=_is_jaxpr):
-            if _is_jaxpr(leaf):
-                yield from equations(getattr(leaf, "jaxpr", leaf))
-
-
-def count_primitive(jaxpr: Any, name: str) -> int:
-    return sum(eqn.primitive.name == name for eqn in equations(jaxpr))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)
 
 
 def convergence_orders(errors: list[float]) -> np.ndarray:

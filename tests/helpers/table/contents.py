@@ -7,6 +7,7 @@ import jax.scipy as jsp
 import jax.scipy.cluster
 import numpy as np
 from jax import lax
+from jax.experimental import io_callback
 
 from .control_flow import BRANCHES, IMPLICIT, LOOPS
 from .entry import Entry, group, named, on, positive, real, square
@@ -69,7 +70,7 @@ UNDIFFERENTIABLE: dict[str, Entry] = group(
             "at[].apply": lambda x: x.at[1:3].apply(jnp.sin),
             "composite": lax.composite(jnp.sin, "test.sine"),
             "pure_callback": lambda x: jax.pure_callback(np.sin, x, x),
-            "io_callback": lambda x: jax.experimental.io_callback(np.sin, x, x),
+            "io_callback": lambda x: io_callback(np.sin, x, x),
             "pmax": jax.vmap(lambda x: lax.pmax(x, "i"), axis_name="i"),
         },
     ),

@@ -121,11 +121,15 @@ SCIPY_LINALG = group(
     on(
         system,
         {
-            f"solve_triangular(lower={lower}, trans={trans!r})": ft.partial(
-                jsp.linalg.solve_triangular, lower=lower, trans=trans
+            f"solve_triangular(lower={lower}, trans={trans!r}{unit})": ft.partial(
+                jsp.linalg.solve_triangular,
+                lower=lower,
+                trans=trans,
+                unit_diagonal=bool(unit),
             )
             for lower in (False, True)
             for trans in "NT"
+            for unit in ("", ", unit_diagonal=True")
         },
     ),
 )

@@ -227,7 +227,8 @@ OTHER_SCIPY = group(
                 @ jnp.sin(x)
             ),
             "sparse.BCSR": lambda x: (
-                sparse.BCSR((x * x, NODES, jnp.arange(5)), shape=(4, 4)) @ jnp.sin(x)
+                sparse.BCSR((x * x, jnp.asarray(NODES), jnp.arange(5)), shape=(4, 4))
+                @ jnp.sin(x)
             ),
         },
         order=3,

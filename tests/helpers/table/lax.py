@@ -104,7 +104,11 @@ LAX = group(
             "igamma(constant, x)": lambda x: lax.igamma(
                 like(x, 1 + NODES), positive(x)
             ),
-            "index_take": lambda x: lax.index_take(x * x, (jnp.array([1, 3]),), (0,)),
+            "index_take": lambda x: lax.index_take(
+                x * x,
+                (jnp.array([1, 3]),),  # pyright: ignore[reportArgumentType]
+                (0,),
+            ),
             "iota": lambda x: x * lax.iota(x.dtype, 4),
             "nextafter(constant, constant)": lambda x: (
                 x * lax.nextafter(like(x, 1.0), like(x, 2.0))

@@ -284,7 +284,7 @@ SHAPES = group(
             "repeat(repeats)": lambda x: jnp.repeat(x, NODES, total_repeat_length=6),
             "reshape": lambda x: jnp.reshape(x * x, (2, 2)),
             "reshape(order='F')": lambda x: jnp.reshape(x * x, (2, 2), order="F"),
-            "resize": lambda x: jnp.resize(x * x, 6),
+            "resize": lambda x: jnp.resize(x * x, (6,)),
             "roll": lambda x: jnp.roll(x * x, 1),
             "roll(state-dependent)": lambda x: jnp.roll(x * x, jnp.argmax(x)),
             "split": lambda x: jnp.split(x * x, 2),
@@ -394,11 +394,13 @@ COMPLEX = group(
         jnp,
         """
         abs angle arccos arccosh arcsin arcsinh arctan arctanh conj cos cosh cumprod
-        cumsum exp exp2 expm1 imag log log10 log1p log2 mean prod real reciprocal sign
-        sin sinh sqrt square std sum tan tanh var
+        cumsum exp exp2 expm1 imag log log10 log1p log2 mean prod real reciprocal sin
+        sinh sqrt square std sum tan tanh var
         """,
         numbers,
     ),
+    # Its derivative is zero in earlier releases.
+    named(jnp, "sign", numbers, since=(0, 12)),
     named(jax.nn, "logsumexp sigmoid", numbers),
     named(jnp, "add divide dot logaddexp multiply outer power vdot", number_pair),
     named(lax, "rsqrt", numbers),

@@ -1,5 +1,8 @@
 """Random compositions of functions, as strategies for Hypothesis."""
 
+from collections.abc import Callable
+from typing import Any
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ from jax import lax
 
 
 # All are smooth near almost every point, and map values of size 1 to such values.
-_elementwise = dict(
+_elementwise: dict[str, Callable[..., Any]] = dict(
     abs=jnp.abs,
     arccos=lambda x: jnp.arccos(0.9 * jnp.sin(x)),
     arcsinh=jnp.arcsinh,
@@ -127,7 +130,7 @@ _of_matrices = dict(
 )
 
 # Of two arrays of the same shape.
-_binary = dict(
+_binary: dict[str, Callable[..., Any]] = dict(
     add=jnp.add,
     arctan2=lambda a, b: jnp.arctan2(a, 2 + jnp.sin(b)),
     branch=lambda a, b: lax.cond(jnp.sum(b) > 0.3, jnp.sin, lambda a: a * b, a),

@@ -1,5 +1,7 @@
 """What the tests of training share: a linear equation to be learned."""
 
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -38,7 +40,7 @@ def make_batches(size=16, num_samples=64):
 
 
 def make_trainer(**kwargs):
-    options = dict(
+    options: dict[str, Any] = dict(
         problem=problem,
         loss=loss,
         num_steps=2,
