@@ -3,10 +3,12 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 DEMO ?=
 NOTEBOOKS ?=
 
-.PHONY: demo experiments-quick benchmarks docs notebooks test check format test-versions clean
+.PHONY: demo experiments-quick benchmarks docs notebooks test test-all coverage \
+	mutation check format test-versions clean
 
 demo: .venv/experiments
 	$(BIN)/python -m experiments.digits $(DEMO)
@@ -26,8 +28,18 @@ docs: .venv/docs
 notebooks: .venv/experiments .venv/notebooks
 	$(BIN)/python tools/notebooks.py $(NOTEBOOKS)
 
+# By default what a change needs: every public name, rule, error and page, in minutes.
 test: .venv/experiments .venv/notebooks .venv/tests
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST) -m 'not thorough'
+
+test-all: test
+	$(PYTEST) -m thorough
+
+coverage: .venv/experiments .venv/notebooks .venv/tests
+	$(PYTEST) -m 'not thorough' --cov=diffrax_speedreg --cov-report=term-missing
+
+mutation: .venv/experiments .venv/notebooks .venv/tests
+	$(BIN)/python -m tools.mutation
 
 check: .venv/benchmarks .venv/docs .venv/experiments .venv/notebooks .venv/tests .venv/checks
 	$(BIN)/ruff format --check

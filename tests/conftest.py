@@ -1,16 +1,32 @@
-import itertools
+import gc
+from pathlib import Path
 
 import jax
 import jax.random as jr
 import jaxtyping
 import pytest
 
+from .helpers.configuration import (
+    check_types,
+    collect_garbage_seldom,
+    configure,
+    keep_compiled,
+)
+from .helpers.slow_tests import pytest_terminal_summary as pytest_terminal_summary
 
-jax.config.update("jax_disable_most_optimizations", True)  # Compiles faster.
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+configure()
+
+
+def pytest_configure(config):
+    # The engine makes closures for every equation: to check them all takes long.
+    check_types(engine=config.option.markexpr != "not thorough")
+    if hasattr(config, "cache"):  # There is none with `-p no:cacheprovider`.
+        keep_compiled(config.cache.mkdir("jax"))
+
+
+def pytest_collection_finish():
+    collect_garbage_seldom()
 
 
 @pytest.fixture
@@ -26,13 +42,14 @@ def without_type_checks():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-_tests = itertools.count(1)
+_maps = Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
 def few_executables():
-    """Each takes a few of the memory maps that a process may have, 65530 on Linux;
-    XLA aborts where there are no more."""
+    """Each compiled function takes memory, and a few of the memory maps that a process
+    may have, 65530 on Linux; XLA aborts where there are no more."""
     yield
-    if next(_tests) % 100 == 0:
+    if _maps.exists() and _maps.read_bytes().count(b"\n") > 12_000:
         jax.clear_caches()
+        gc.collect()
