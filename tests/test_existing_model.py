@@ -1,10 +1,7 @@
 """The speed, added to a model that somebody has already."""
 
-import os
-import subprocess
-import sys
 from argparse import Namespace
-from pathlib import Path
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -12,6 +9,8 @@ import numpy as np
 import pytest
 from experiments import existing_model, records
 from experiments.existing_model import Func, NeuralODE, Outcome
+
+from .helpers.scripts import run
 
 
 # Of scripts, not of the package.
@@ -51,7 +50,8 @@ def test_changed_lines():
 
 
 def _outcomes():
-    rest = ([3, 4], [2.0, 1.0], [0.0, 1.0], [[1.0, 2.0]] * 2, [[1.0, 2.0]] * 2, [1.0])
+    states = [[1.0, 2.0]] * 2
+    rest = ([3.0, 4.0], [2.0, 1.0], [0.0, 1.0], states, states, [1.0])
     figures = (("plain", 0.0, 4e-3, 80.0, 300.0), ("R_3", 0.5, 4.1e-3, 70.0, 150.0))
     return [Outcome(*figure, 0.02, 9.0, *rest) for figure in figures]
 
@@ -65,6 +65,7 @@ def test_table(tmp_path):
     name = existing_model.file_name("R_3", 9.0)
     records.save_figures(tmp_path / name, options, "Training diverged")
     text = existing_model.table(tmp_path)
+    assert text is not None
     assert existing_model.changed_lines() in text
     plain, speed, failure = [x for x in text.splitlines() if x[:1] == "|"][2:]
     assert plain.startswith("| plain ") and "4.00e-03" in plain and "80.0" in plain
@@ -76,14 +77,7 @@ def test_table(tmp_path):
 
 
 def _run(*options):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.existing_model", *map(str, options)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ,
-    )
+    return run("experiments.existing_model", *options)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +97,8 @@ def test_bad_options(options, message):
 def test_quick_run(tmp_path):
     result = _run("all", "--quick", "--output", tmp_path)
     assert result.returncode == 0, result.stderr
-    outcomes = {o.method: o for o in existing_model.load_outcomes(tmp_path).values()}
+    found: Any = existing_model.load_outcomes(tmp_path)
+    outcomes = {outcome.method: outcome for outcome in found.values()}
     assert list(outcomes) == ["plain", "truth", "R_3"]
     assert outcomes["truth"].error < 1e-3 and not outcomes["truth"].nfe_by_epoch
     for outcome in outcomes.values():

@@ -1,11 +1,8 @@
 """The experiments on the papers' tasks, by their command lines."""
 
 import json
-import os
-import subprocess
-import sys
 from argparse import Namespace
-from pathlib import Path
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -16,20 +13,15 @@ import pytest
 from experiments import classification, digits, records, toy
 from experiments.classification import Batch
 
+from .helpers.scripts import run
+
 
 # Of scripts, not of the package.
 pytestmark = pytest.mark.thorough
 
 
-def _run(name, *options, timeout=300, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, options)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | environment,
-    )
+def _run(name, *options, **environment):
+    return run(f"experiments.{name}", *options, environment=environment)
 
 
 @pytest.mark.parametrize("name", ["toy", "mnist"])
@@ -65,7 +57,9 @@ def test_toy_table(tmp_path):
     failure = dict(method="speed R_3", failure="Training diverged at step 3.")
     record = dict(options=dict(epochs="20"), results=[outcome, failure])
     (tmp_path / "toy.json").write_text(json.dumps(record))
-    _, _, plain, speed, *rest = toy.table(tmp_path).splitlines()
+    table = toy.table(tmp_path)
+    assert table is not None
+    _, _, plain, speed, *rest = table.splitlines()
     cells = [cell.strip() for cell in plain.strip("|").split("|")]
     assert cells == ["plain", "0.012", "50.6", "125.9", "117", "12 s"]
     assert "Training diverged at step 3." in speed
@@ -112,6 +106,7 @@ def test_records(tmp_path):
     options = Namespace(seed=0, output=tmp_path)
     records.save(tmp_path / "a.json", options, _result())
     loaded = records.load(tmp_path / "a.json")
+    assert isinstance(loaded, records.Result)
     assert records.figures(loaded) == records.figures(_result())
     np.testing.assert_array_equal(loaded.trajectory.steps, [0.5, 1])
     # Later columns move more.
@@ -129,8 +124,9 @@ def test_record_of_failure(tmp_path):
 
 
 def test_batches():
-    images = np.arange(10, dtype=np.float32)[:, None]
-    data = Batch(images, np.arange(10))
+    images: Any = np.arange(10, dtype=np.float32)[:, None]
+    labels: Any = np.arange(10)
+    data = Batch(images, labels)
     batches, again = (classification.Batches(data, 3, seed=0) for _ in range(2))
     assert batches.per_epoch == 3
     seen = [
@@ -143,7 +139,9 @@ def test_batches():
 
 
 def test_batches_larger_than_data():
-    data = Batch(np.zeros((4, 1)), np.zeros(4))
+    images: Any = np.zeros((4, 1))
+    labels: Any = np.zeros(4)
+    data = Batch(images, labels)
     with pytest.raises(ValueError, match="4 images do not fill a batch of 5"):
         classification.Batches(data, 5, seed=0)
 

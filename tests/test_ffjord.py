@@ -1,10 +1,7 @@
 """The experiment on densities: its command line, its files, its table."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -14,20 +11,15 @@ import optax
 import pytest
 from experiments import ffjord, flow_report
 
+from .helpers.scripts import run
+
 
 # Of scripts, not of the package.
 pytestmark = pytest.mark.thorough
 
 
 def _run(*options, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.ffjord", *map(str, options)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | environment,
-    )
+    return run("experiments.ffjord", *options, environment=environment)
 
 
 def _result(method, nll=2.0, nfe=61.0, partial=False, planar=True):
@@ -150,6 +142,7 @@ def test_table(tmp_path):
     _save(tmp_path, "moons", "R_2", _result("R_2", 2.02, 31.0), "--lambda", "0.5")
     _save(tmp_path, "moons", "RNODE", "Training diverged: it did.")
     text = ffjord.table(tmp_path)
+    assert text is not None
     lines = [line for line in text.splitlines() if line.startswith("| moons")]
     plain, speed, rnode = ([c.strip() for c in s.split("|")[1:-1]] for s in lines)
     assert plain[2:5] == ["5 epochs, batch 256, width 64", "2.000", "61"]
@@ -160,6 +153,7 @@ def test_table(tmp_path):
     outcome = _result("plain", 20.0, 100.0, partial=True, planar=False)
     _save(tmp_path, "miniboone", "plain", outcome)
     text = ffjord.table(tmp_path)
+    assert text is not None
     assert "unverified" in text
     assert "trained on 4327 samples, a part of the official training split" in text
 
@@ -202,4 +196,5 @@ def test_optimizers_decay_weights(make):
     params = jnp.full((), 3.0)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimizer.update(jnp.zeros(()), optimizer.init(params), params)
-    assert optax.apply_updates(params, updates) < params
+    updated: Any = optax.apply_updates(params, updates)
+    assert updated < params

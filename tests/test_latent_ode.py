@@ -1,12 +1,8 @@
 """The latent ODE of PhysioNet's time series: its parts against closed forms."""
 
 import io
-import os
-import subprocess
-import sys
 import tarfile
 from argparse import Namespace
-from pathlib import Path
 
 import diffrax as dfx
 import equinox as eqx
@@ -17,6 +13,8 @@ import numpy as np
 import pytest
 from experiments import latent, latent_ode, records
 from experiments.latent import Adaptive, Gaussian, LatentODE, Memory, Series
+
+from .helpers.scripts import run
 
 
 # Of scripts, not of the package.
@@ -33,8 +31,8 @@ def _series(patients=2, times=5):
 
 def test_memory_without_observations(key):
     """Nothing changes, so that the time since the last observation is right later."""
-    memory = Memory(jnp.full(latent.RECURRENT, 0.3), jnp.ones(latent.RECURRENT), 1.0)
-    memory = jax.tree.map(jnp.asarray, memory)
+    mean, deviation = jnp.full(latent.RECURRENT, 0.3), jnp.ones(latent.RECURRENT)
+    memory = Memory(mean, deviation, jnp.asarray(1.0))
     unit = latent.RecurrentUnit(FEATURES, key=key)
     time, values = jnp.asarray(0.5), jnp.ones(FEATURES)
     same = unit(memory, time, values, jnp.zeros(FEATURES, bool))
@@ -119,7 +117,7 @@ def test_redrawn(key):
     mlp = latent.redrawn(eqx.nn.MLP(400, 400, 100, 1, key=key), key)
     for layer, size in zip(mlp.layers, (400, 100)):
         np.testing.assert_allclose(layer.weight.std(), size**-0.5, rtol=0.02)
-        assert not layer.bias.any()
+        assert layer.bias is not None and not layer.bias.any()
     layer = latent.redrawn(eqx.nn.Linear(300, 100, key=key), key, 0.1)
     np.testing.assert_allclose(layer.weight.std(), 0.1, rtol=0.02)
 
@@ -191,6 +189,7 @@ def test_table(tmp_path):
     failed = tmp_path / latent_ode.file_name("augmented R_K", 7.0)
     records.save_figures(failed, _options(regularization=7.0), "Training diverged")
     text = latent_ode.table(tmp_path)
+    assert text is not None
     _, _, plain, speed, failure = text.splitlines()[:5]
     for cell in ("| plain", "85.0", "84.0", "| 281 ", "unverified"):
         assert cell in plain
@@ -204,15 +203,8 @@ def test_table(tmp_path):
 
 
 def _run(*options, folder):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.latent_ode", *map(str, options)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ
-        | {"DIFFRAX_SPEEDREG_DATA": str(folder), "SCIKIT_LEARN_DATA": str(folder)},
-    )
+    environment = dict(DIFFRAX_SPEEDREG_DATA=str(folder), SCIKIT_LEARN_DATA=str(folder))
+    return run("experiments.latent_ode", *options, environment=environment)
 
 
 @pytest.mark.parametrize(
