@@ -6,6 +6,7 @@ import jax.random as jr
 import pytest
 
 from .helpers import finite_difference, tolerance, tree_allclose
+from .helpers.marks import thorough
 
 
 def _field(t, y, args):
@@ -39,8 +40,8 @@ def _solve(solver, t0=0.0, t1=1.0, dt0=None, tol=1e-4, term=_term, y0=_y0, **kwa
     )
 
 
-@pytest.mark.parametrize("t0, t1", ((0.0, 2.0), (2.0, 0.0)))
-@pytest.mark.parametrize("stiffness", (True, False))
+@pytest.mark.parametrize("t0, t1", (thorough(0.0, 2.0), (2.0, 0.0)))
+@pytest.mark.parametrize("stiffness", (True, thorough(False)))
 @pytest.mark.parametrize("name", _solvers)
 def test_the_solve_is_left_alone(name, stiffness, t0, t1):
     solver = _solvers[name]
@@ -52,7 +53,7 @@ def test_the_solve_is_left_alone(name, stiffness, t0, t1):
     assert state.error > 0 and (state.stiffness is None) != stiffness
 
 
-@pytest.mark.parametrize("t1", (1.0, -1.0))
+@pytest.mark.parametrize("t1", (0.5, -0.5))
 def test_error_of_one_step(t1):
     """Heun's method estimates its error by Euler's."""
     solver = dsr.EstimateRegularizedSolver(dfx.Heun())
@@ -93,7 +94,7 @@ _adjoints = (
 )
 
 
-@pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, 0.0)))
+@pytest.mark.parametrize("t0, t1", (thorough(0.0, 1.0), (1.0, 0.0)))
 @pytest.mark.parametrize("adjoint", _adjoints, ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize("name", ("bosh3", "taylor"))
 def test_gradient(name, adjoint, t0, t1):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
@@ -19,6 +21,17 @@ def test_fixed_and_adaptive(t0, t1):
     assert fixed.stats["num_steps"] == 100
     assert tree_allclose(dsr.final_state(fixed), expected, rtol=1e-9, atol=0.0)
     assert tree_allclose(dsr.final_state(adaptive), expected, rtol=1e-9, atol=0.0)
+
+
+def test_steps_end_where_states_are_saved():
+    """Without interpolation, whose error may be larger."""
+    y0, args = jnp.array([2.0]), 3.0
+    whole = dsr.InitialValueProblem(_decay, y0, 0.0, 1.0, args)
+    stops = jnp.array([0.0, 0.37])
+    solution = dsr.solve_adaptive(whole, dfx.Tsit5(), 1e-3, stop_at=stops)
+    part = dsr.InitialValueProblem(_decay, y0, 0.0, 0.37, args)
+    expected = dsr.final_state(dsr.solve_adaptive(part, dfx.Tsit5(), 1e-3))
+    assert tree_allclose(solution.ys[1], expected, rtol=1e-12, atol=0.0)
 
 
 def test_state_keeps_its_dtype_under_x64():
@@ -47,7 +60,7 @@ def test_bad_number_of_steps(num_steps, without_type_checks):
 
 def test_final_state_of_saved_steps():
     problem = dsr.InitialValueProblem(_decay, jnp.array([2.0]), args=1.0)
-    solution = dfx.diffeqsolve(
+    solution: Any = dfx.diffeqsolve(
         problem.term,
         dfx.Tsit5(),
         0.0,

@@ -1,5 +1,7 @@
 """Rules that users register, in the way that the library's own are."""
 
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
@@ -7,7 +9,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from jax.interpreters import mlir
+from jax.interpreters import ad, mlir
 
 from .helpers import nested_coefficients, tolerance, tree_allclose
 
@@ -55,7 +57,7 @@ def test_bilinear(y):
 def _exponential(operation, inputs, outputs):
     (u,), (v,) = inputs, outputs
 
-    def coefficients(order):
+    def coefficients(order) -> list[Any]:
         terms = [
             j * u.array(j) * v.array(order - j) / order for j in range(1, order + 1)
         ]
@@ -94,7 +96,7 @@ def test_recurrence_is_asked_from_order_one_on(y):
 def test_no_recurrence_for_these_parameters(y):
     """Then the expansion follows from the JVP rule, as it does without a rule."""
     primitive = _primitive("shifted_sine", jnp.sin)
-    jax.interpreters.ad.defjvp(primitive, lambda g, x: g * jnp.cos(x))
+    ad.defjvp(primitive, lambda g, x: g * jnp.cos(x))
     dsr.rules.register(primitive, dsr.rules.Rule(lambda *args: None))
     _check(lambda t, y: primitive.bind(y + t), lambda t, y: jnp.sin(y + t), y)
 
@@ -127,6 +129,28 @@ def test_products_with_zeros_are_left_out(y):
     assert asked == [(False, False)]
 
 
+def test_equal_parameters_of_different_types(y):
+    """`1 == True`, and yet a primitive may tell them apart."""
+
+    def function(x, flag):
+        return jnp.sin(x) if flag is True else jnp.exp(x)
+
+    primitive = jex.Primitive("flagged")
+    primitive.def_impl(function)
+    primitive.def_abstract_eval(lambda aval, flag: aval)
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    jax.interpreters.ad.primitive_jvps[primitive] = lambda primals, tangents, flag: (
+        primitive.bind(*primals, flag=flag),
+        jax.jvp(lambda x: function(x, flag), primals, tangents)[1],
+    )
+    with jax.disable_jit():  # JAX's own caches do not.
+        _check(
+            lambda t, y: primitive.bind(y, flag=1) + t * primitive.bind(y, flag=True),
+            lambda t, y: jnp.exp(y) + t * jnp.sin(y),
+            y,
+        )
+
+
 def test_unknown_primitive(y):
     primitive = _primitive("opaque", jnp.sin)
     term = dfx.ODETerm(lambda t, y, args: primitive.bind(y))
@@ -135,7 +159,8 @@ def test_unknown_primitive(y):
 
 
 def test_bad_registration(without_type_checks):
+    function: Any = jnp.sin
     with pytest.raises(TypeError, match="Expected a `diffrax_speedreg.rules.Rule`"):
-        dsr.rules.register("sin", jnp.sin)
+        dsr.rules.register("sin", function)
     with pytest.raises(TypeError, match="jax.custom_jvp"):
-        dsr.rules.register(jnp.sin, dsr.rules.linear)
+        dsr.rules.register(function, dsr.rules.linear)
