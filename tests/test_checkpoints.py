@@ -14,7 +14,7 @@ import optax
 import pytest
 from tools.kill_and_resume import kill_and_resume
 
-from .training import (
+from .helpers.training import (
     Linear,
     make_batches,
     make_state,
@@ -43,7 +43,7 @@ def _names(folder):
 @pytest.mark.thorough
 def test_killed_at_any_moment(tmp_path):
     """A process, by SIGKILL; it ends with the bits of an undisturbed one."""
-    command = [sys.executable, "-m", "tests.train_linear"]
+    command = [sys.executable, "-m", "tests.helpers.train_linear"]
     *kills, undisturbed, killed = kill_and_resume(command, tmp_path, 3, 0.4, seed=0)
     assert len(kills) == 3
     assert len(undisturbed.split()[-1]) == 64

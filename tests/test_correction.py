@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -69,11 +71,12 @@ def test_is_a_multiple_of_the_slope(make):
 
 def test_forms():
     dy = jnp.array([2.0, 3.0])
-    for form, factors, expected in (
+    cases: tuple[tuple[Any, list[float], list[float]], ...] = (
         ("elementwise", [1.0, 10.0], [2.0, 30.0]),
         ("scalar", [5.0], [10.0, 15.0]),
         ("matrix", [1.0, 2.0, 3.0, 4.0], [8.0, 18.0]),
-    ):
+    )
+    for form, factors, expected in cases:
         correction = eqx.tree_at(
             lambda c: c.factors, dsr.ConstantCorrection(2, form), jnp.array(factors)
         )
@@ -138,9 +141,11 @@ def test_state_of_another_shape(make):
 
 
 def test_bad_arguments(without_type_checks):
+    form: Any = "diagonal"
     with pytest.raises(ValueError, match="`form` must be one of.*'diagonal'"):
-        dsr.CorrectionMLP(3, "diagonal", key=jr.key(0))
+        dsr.CorrectionMLP(3, form, key=jr.key(0))
+    inputs: Any = ("z",)
     with pytest.raises(ValueError, match="`inputs` must be some of"):
-        dsr.CorrectionMLP(3, inputs=("z",), key=jr.key(0))
+        dsr.CorrectionMLP(3, inputs=inputs, key=jr.key(0))
     with pytest.raises(ValueError, match="floating-point"):
         dsr.ConstantCorrection(jnp.arange(3))

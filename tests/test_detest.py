@@ -16,6 +16,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from .helpers import tree_allclose
+from .helpers.marks import thorough
 
 
 def _predator_and_prey(t, y):
@@ -82,7 +83,7 @@ def _reference(name):
     return solution.y[:, -1]
 
 
-@pytest.mark.parametrize("tolerance", (1e-6, 1e-10))
+@pytest.mark.parametrize("tolerance", (thorough(1e-6), 1e-10))
 @pytest.mark.parametrize("name", _problems)
 def test_adaptive(name, tolerance):
     """Errors stay proportional to the tolerance, which bounds those of single steps."""

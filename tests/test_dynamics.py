@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from math import exp
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -36,7 +37,7 @@ def _stiff_field():
     first = jnp.zeros((64, 2)).at[:2].set(jnp.eye(2))
     last = jnp.zeros((2, 64)).at[:, :2].set(matrix)
     field = dynamics.Field.untrained(stiff.TASK, jr.key(0))
-    layers = field.network.layers
+    layers: Any = field.network.layers
     return eqx.tree_at(
         lambda f: [p for x in f.network.layers for p in (x.weight, x.bias)],
         field,
@@ -46,7 +47,7 @@ def _stiff_field():
 
 def test_stiff_data_are_the_exact_solution(key):
     states = dynamics.trajectories(stiff.TASK, key, 3)
-    batch = dynamics.pairs(states)
+    batch: Any = dynamics.pairs(states)
     assert batch.before.shape == (3, stiff.TASK.num_steps, 2)
     expected = midpoints.exact(stiff.TASK.step, batch.before.reshape(-1, 2))
     np.testing.assert_allclose(batch.after.reshape(-1, 2), expected, atol=1e-14)
@@ -243,4 +244,5 @@ def test_divergence_is_recorded(monkeypatch, tmp_path):
     _options(monkeypatch, stiff, "RK4", "--quick", *rate, "--output", tmp_path)()
     outcome = dynamics_report.load(tmp_path / "stiff-rk4.json")
     assert isinstance(outcome, str) and "Training" in outcome
-    assert outcome in stiff.table(tmp_path)
+    table = stiff.table(tmp_path)
+    assert table is not None and outcome in table

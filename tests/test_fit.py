@@ -1,6 +1,7 @@
 """The loop of alternating training, and the batches that it gets."""
 
 import sys
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from .training import (
+from .helpers.training import (
     make_batch,
     make_batches,
     make_state,
@@ -38,7 +39,7 @@ def without_remainder():
 _compilations = 0
 
 
-def _count_compilation(event, duration, **kwargs):
+def _count_compilation(event, duration_secs, **kwargs):
     global _compilations
     _compilations += event == "/jax/core/compile/backend_compile_duration"
 
@@ -80,7 +81,7 @@ def test_no_retrace():
 
     trainer = make_trainer(problem=counted)
     state = make_state(trainer)
-    cadence = dict(remainder_every=2, remainder_steps=3)
+    cadence: dict[str, Any] = dict(remainder_every=2, remainder_steps=3)
     state = dsr.fit(trainer, state, make_batches(), until=2, **cadence)
     assert traces == 3
     before = _compilations
@@ -92,7 +93,7 @@ def test_no_retrace():
 def test_cadence(trainer):
     """As many steps of each half as were asked for: their optimizers count them."""
     state = make_state(trainer)
-    cadence = dict(remainder_every=2, remainder_steps=3)
+    cadence: dict[str, Any] = dict(remainder_every=2, remainder_steps=3)
     state = dsr.fit(trainer, state, make_batches(), until=5, **cadence)
     assert optax.tree_utils.tree_get(state.model_opt_state, "count") == 5
     assert optax.tree_utils.tree_get(state.solver_opt_state, "count") == 6
@@ -111,7 +112,8 @@ def test_same_seed_same_numbers(trainer):
 
 def test_in_pieces_as_in_one(trainer):
     state = make_state(trainer)
-    batches, cadence = make_batches(), dict(remainder_every=4)
+    batches = make_batches()
+    cadence: dict[str, Any] = dict(remainder_every=4)
     whole = dsr.fit(trainer, state, batches, until=10, **cadence)
     for until in (3, 4, 10, 10):
         state = dsr.fit(trainer, state, batches, until=until, **cadence)
@@ -260,7 +262,7 @@ def test_unsolvable_equation_says_when():
 )
 def test_bad_counts(name, without_remainder, without_type_checks):
     trainer, state = without_remainder
-    options = dict(until=1) | {name: 0}
+    options: dict[str, Any] = dict(until=1) | {name: 0}
     with pytest.raises(ValueError, match=f"`{name}` must be a positive integer.*0"):
         dsr.fit(trainer, state, make_batches(), **options)
 

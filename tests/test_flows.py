@@ -1,6 +1,7 @@
 """Continuous normalizing flows, against closed forms."""
 
 import itertools
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -92,7 +93,8 @@ def test_linear_flow_is_normal(key, dtype, exact):
         matrix = jnp.diag(jnp.diag(matrix))
     samples, noise = jr.normal(key, (2, 5, 3), dtype)
     noise = None if exact else jnp.sign(noise)
-    ivp = flows.problem(_Linear(matrix), samples, noise)
+    field: Any = _Linear(matrix)
+    ivp = flows.problem(field, samples, noise)
     final = dsr.final_state(_adaptive(dtype).solve(ivp))
     inverse = jnp.linalg.inv(jax.scipy.linalg.expm(matrix))
     expected = jax.vmap(
@@ -211,7 +213,7 @@ def test_noisy_batches():
     seen = [np.concatenate([b.samples[:, 0] for b in epoch]) for epoch in epochs]
     assert all(len(set(firsts.tolist())) == 9 for firsts in seen)
     assert (seen[0] != seen[1]).any()
-    noise = np.stack([batch.noise for epoch in epochs for batch in epoch])
+    noise = np.stack([np.asarray(b.noise) for epoch in epochs for b in epoch])
     assert set(noise.ravel().tolist()) == {-1, 1} and noise.dtype == rows.dtype
     assert (noise[0] != noise[1]).any()
     for actual, expected in zip(again(4), batches(4)):

@@ -21,6 +21,7 @@ from .helpers import (
     tolerance,
     tree_allclose,
 )
+from .helpers.marks import thorough
 
 
 _order = 4
@@ -183,6 +184,7 @@ def test_no_reverse_mode(name):
         jax.jacrev(function)(inputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", _all_fields)
 def test_finite_differences(name):
     function, inputs = _flattened(name)
@@ -193,7 +195,7 @@ def test_finite_differences(name):
     assert _agree(actual, expected, 1e-7)
 
 
-@pytest.mark.parametrize("name", ("softplus_mlp", "scan", "solve"))
+@pytest.mark.parametrize("name", ("softplus_mlp", thorough("scan"), thorough("solve")))
 def test_check_grads(name):
     function, inputs = _flattened(name, order=2)
     modes = ("fwd", "rev")
@@ -208,7 +210,7 @@ _hessians = dict(
 )
 
 
-@pytest.mark.parametrize("name", ("custom_jvp", "division", "scan"))
+@pytest.mark.parametrize("name", (thorough("custom_jvp"), thorough("division"), "scan"))
 @pytest.mark.parametrize("mode", _hessians)
 def test_hessian(mode, name):
     function, inputs = _flattened(name, order=3)
@@ -216,7 +218,7 @@ def test_hessian(mode, name):
     assert _agree(_hessians[mode](function)(inputs), expected)
 
 
-@pytest.mark.parametrize("order", (1, 2, 3, 4))
+@pytest.mark.parametrize("order", (1, thorough(2), 3, thorough(4)))
 @pytest.mark.parametrize("name", ("softplus_mlp", "fori_loop", "norm"))
 def test_gradient_of_total_derivative(name, order):
     """Of each order by itself, with respect to pytrees."""
@@ -257,7 +259,7 @@ _transformations = dict(
 
 
 @pytest.mark.parametrize("transformation", _transformations)
-@pytest.mark.parametrize("name", ("softplus_mlp", "scan"))
+@pytest.mark.parametrize("name", (thorough("softplus_mlp"), "scan"))
 def test_transformed(name, transformation):
     function, inputs = _flattened(name, order=3)
 

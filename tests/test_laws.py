@@ -19,7 +19,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from .helpers import nested_coefficients, tree_allclose
-from .programs import evaluate, matrix, orders, programs, shapes, states, times
+from .helpers.programs import evaluate, matrix, orders, programs, shapes, states, times
 
 
 def _examples(number, **strategies):

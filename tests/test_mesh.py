@@ -16,7 +16,8 @@ import pytest
 from experiments import parallel
 
 from .helpers import tree_allclose
-from .training import (
+from .helpers.marks import thorough
+from .helpers.training import (
     arrays,
     make_batch,
     make_batches,
@@ -34,7 +35,7 @@ def _run(mesh, one_step=False):
     return dsr.fit(trainer, state, make_batches(), until=6, remainder_every=2)
 
 
-@pytest.mark.parametrize("one_step", (False, True))
+@pytest.mark.parametrize("one_step", (thorough(False), True))
 def test_eight_devices_as_one(one_step):
     """Losses, penalties, targets and steps: to the precision of the sums."""
     mesh = dsr.data_mesh()
@@ -160,7 +161,9 @@ def test_two_processes(tmp_path):
     assert outputs[0][0] == "process 0 of 2: 1 of 2 devices"
     assert outputs[0][-1] == outputs[1][-1]
     assert outputs[0][-1].startswith("digest ")
-    loss = float(re.match(r"loss (\S+)", outputs[0][-2])[1])
+    printed = re.match(r"loss (\S+)", outputs[0][-2])
+    assert printed is not None
+    loss = float(printed[1])
     assert loss == pytest.approx(float(evaluation.loss), rel=1e-9)
     path = max((tmp_path / "run").glob("*.ckpt"))
     together = dsr.load_checkpoint(path, alone)

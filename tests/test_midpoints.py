@@ -77,5 +77,6 @@ def test_table_of_the_recorded_file(tmp_path):
     record = json.dumps(dict(results=[row._asdict()]))
     (tmp_path / "midpoints.json").write_text(record)
     table = midpoints.table(tmp_path)
+    assert table is not None
     cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
     assert cells == ["2", "0.01", "0.99", "6.3e-08", "7e-08", "1.7e-14", ""]

@@ -136,6 +136,7 @@ def test_taylor_compiled(order, midpoint, saveat, adaptive):
         ).ys
 
     compiled = solve.lower(jnp.ones((3, 4)), jnp.eye(4)).compile().as_text()
+    assert compiled is not None
     # The norm of an error is a product of vectors.
     products = len(re.findall(r"\[3,4\]\S* dot\(", compiled))
     assert products == solver.coefficients_per_step(adaptive)

@@ -1,6 +1,7 @@
 """The study of orders: sweeps of weights, and what is told of them."""
 
 import json
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -25,19 +26,22 @@ class _Cubic(eqx.Module):
         return jnp.asarray(t) ** 3 + 0 * y
 
 
+_cubic: Any = _Cubic()
+
+
 def test_speed_in_equal_steps():
-    z1, speed = orders.solve_with_speed(_Cubic(), _z, 3)
+    z1, speed = orders.solve_with_speed(_cubic, _z, 3)
     np.testing.assert_allclose(z1, _z + 0.25, rtol=1e-12)
     np.testing.assert_allclose(speed, 36 / 3, rtol=1e-6)
 
 
 def test_counts():
     """As in a solve of one sample: the third derivative decides about Bosh3's steps."""
-    counts = toy.count(_Cubic(), dfx.Bosh3(), _z)
-    problem = dsr.InitialValueProblem(dfx.ODETerm(_Cubic()), _z[2])
+    counts = toy.count(_cubic, dfx.Bosh3(), _z)
+    problem = dsr.InitialValueProblem(dfx.ODETerm(_cubic), _z[2])
     solution = dsr.solve_adaptive(problem, dfx.Bosh3(), toy.TOLERANCE)
     assert counts[2] == 1 + 3 * solution.stats["num_steps"]
-    np.testing.assert_allclose(toy.final_states(_Cubic(), _z), _z + 0.25, atol=1e-5)
+    np.testing.assert_allclose(toy.final_states(_cubic, _z), _z + 0.25, atol=1e-5)
 
 
 def test_weights():
@@ -90,6 +94,7 @@ def test_table_and_picture(tmp_path):
     _write(tmp_path, "R_2", result=result)
     _write(tmp_path, "R_4", failure="Training diverged: the loss is nan at step 7.")
     table = orders.table(tmp_path)
+    assert table is not None
     assert "| 100.0, 50.0, 0.50 " in table
     assert "`python -m experiments.orders R_2 --seed 3`" in table
     assert "Training diverged" in table

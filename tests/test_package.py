@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -25,8 +26,9 @@ _public = {
 
 
 def test_type_checks_are_on():
+    order: Any = "3"
     with pytest.raises(jaxtyping.TypeCheckError, match="order"):
-        dsr.SpeedRegularizedTerm(dfx.ODETerm(lambda t, y, args: y), "3")
+        dsr.SpeedRegularizedTerm(dfx.ODETerm(lambda t, y, args: y), order)
 
 
 def test_version():
@@ -50,9 +52,9 @@ def test_only_public_interfaces():
 @pytest.mark.parametrize("name", sorted(_public))
 def test_docstring(name):
     value = _public[name]
-    assert inspect.getdoc(value)
+    doc = inspect.getdoc(value)
+    assert doc
     if inspect.isfunction(value):
-        doc = inspect.getdoc(value)
         assert "**Arguments" in doc
         for parameter in inspect.signature(value).parameters:
             refers_to_another = "as [`" in doc

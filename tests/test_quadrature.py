@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
@@ -7,12 +9,15 @@ import numpy as np
 import pytest
 
 from .helpers import tolerance, tree_allclose
+from .helpers.marks import thorough
 
 
 _cubic = dfx.ODETerm(lambda t, y, args: 3 * t**2 * jnp.ones_like(y))
 
 
-def _solve(quadrature, saveat=None, t0=0.0, t1=1.0, term=_cubic, y0=None, **kwargs):
+def _solve(
+    quadrature, saveat=None, t0=0.0, t1=1.0, term: Any = _cubic, y0=None, **kwargs
+):
     return dfx.diffeqsolve(
         term,
         dfx.Tsit5(),
@@ -136,7 +141,7 @@ def test_nodes_of_a_dense_solution():
     assert tree_allclose(speed, jnp.array(12.0), rtol=1e-12, atol=0.0)
 
 
-@pytest.mark.parametrize("kinked", (False, True))
+@pytest.mark.parametrize("kinked", (False, thorough(True)))
 def test_error_over_number_of_nodes(kinked):
     """Exponentially decreasing for smooth fields, slowly for piecewise smooth ones."""
     activation = jax.nn.relu if kinked else jnp.tanh

@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
@@ -87,10 +89,11 @@ def test_weighted_sum(y):
 
 
 def test_sum_of_something_else(without_type_checks):
+    speed: Any = dsr.Speed(1)
     with pytest.raises(TypeError, match="unsupported operand"):
-        dsr.Speed(1) + 1.0
+        _ = speed + 1.0
     with pytest.raises(TypeError, match="unsupported operand"):
-        dsr.Speed(1) * dsr.Speed(2)
+        _ = speed * dsr.Speed(2)
 
 
 @pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, 0.0)))
@@ -98,7 +101,7 @@ def test_rnode_beside_and_after_the_solve(t0, t1, y):
     regularizer = dsr.Speed(1) + 0.1 * dsr.JacobianNorm.draw(jr.key(3), y)
     wrapped = dsr.SpeedRegularizedTerm(_linear, regularizer=regularizer)
     dt0 = (t1 - t0) / 20
-    beside = dfx.diffeqsolve(wrapped, dfx.Dopri8(), t0, t1, dt0, wrapped.init(y))
+    beside: Any = dfx.diffeqsolve(wrapped, dfx.Dopri8(), t0, t1, dt0, wrapped.init(y))
     quadrature = dsr.gauss_legendre(t0, t1, 12)
     after = dfx.diffeqsolve(
         _linear, dfx.Dopri8(), t0, t1, dt0, y, saveat=quadrature.saveat()
@@ -117,7 +120,9 @@ def test_own_regularizer(y):
 
     term = dfx.ODETerm(lambda t, y, args: -y)
     wrapped = dsr.SpeedRegularizedTerm(term, regularizer=Size())
-    solution = dfx.diffeqsolve(wrapped, dfx.Dopri8(), 0.0, 1.0, 0.05, wrapped.init(y))
+    solution: Any = dfx.diffeqsolve(
+        wrapped, dfx.Dopri8(), 0.0, 1.0, 0.05, wrapped.init(y)
+    )
     expected = jnp.sum(y**2) * (1 - jnp.exp(-2.0)) / 2
     assert tree_allclose(wrapped.split(solution.ys)[1][0], expected, rtol=1e-9, atol=0)
 

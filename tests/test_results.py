@@ -3,6 +3,7 @@
 import importlib
 import json
 from argparse import Namespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.thorough
 
 def _record(method, **others):
     trajectory = records.Trajectory(*map(np.array, ([0.0, 1], [[0.0], [1]], [1.0])))
-    figures = dict(
+    figures: dict[str, Any] = dict(
         accuracy=0.975,
         nfe=104.2,
         solve_seconds=0.2,

@@ -12,7 +12,14 @@ import pytest
 from experiments import command_line
 from experiments.training import Recorder, train_adaptively, train_alternating
 
-from .training import Linear, loss, make_batch, make_trainer, ROTATION, same_bits
+from .helpers.training import (
+    Linear,
+    loss,
+    make_batch,
+    make_trainer,
+    ROTATION,
+    same_bits,
+)
 
 
 # Of scripts, not of the package.

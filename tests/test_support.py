@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from . import support
+from .helpers import support
 
 
 _page = Path(__file__).parents[1] / "docs" / "support.md"

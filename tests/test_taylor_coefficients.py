@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -278,8 +279,9 @@ def test_own_term_driven_by_a_path(jit):
 
 
 def test_not_a_term(without_type_checks):
+    field: Any = lambda t, y: y
     with pytest.raises(ValueError, match=r"Expected a Diffrax term.*ODETerm\(f\)"):
-        dsr.taylor_coefficients(lambda t, y: y, 0.0, jnp.array(1.0), order=2)
+        dsr.taylor_coefficients(field, 0.0, jnp.array(1.0), order=2)
 
 
 def test_field_of_another_dtype():

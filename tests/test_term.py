@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
@@ -5,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from .helpers import finite_difference, tolerance, tree_allclose
+from .helpers.marks import thorough
 
 
 _decay = dfx.ODETerm(lambda t, y, args: -y)
@@ -15,7 +19,7 @@ _pendulum = dfx.ODETerm(
 )
 
 
-def _solve(term, y0, t0=0.0, t1=1.0, tol=1e-10, solver=dfx.Tsit5(), **kwargs):
+def _solve(term, y0, t0=0.0, t1=1.0, tol=1e-10, solver=dfx.Tsit5(), **kwargs) -> Any:
     controller = dfx.PIDController(
         rtol=tol, atol=tol, norm=dsr.SpeedRegularizedTerm.norm
     )
@@ -48,7 +52,9 @@ def test_polynomial():
 
 
 @pytest.mark.parametrize("t0, t1", ((0.0, 3.0), (3.0, 0.0)))
-@pytest.mark.parametrize("solver", (dfx.Tsit5(), dfx.Dopri8(), dfx.Kvaerno3()))
+@pytest.mark.parametrize(
+    "solver", (dfx.Tsit5(), thorough(dfx.Dopri8()), dfx.Kvaerno3())
+)
 def test_norm_leaves_the_solve_alone(solver, t0, t1):
     y0 = jnp.array([1.0, 0.2])
     term = dsr.SpeedRegularizedTerm(_pendulum)
@@ -99,10 +105,14 @@ def test_batch_as_one_state_and_vmap(key):
     assert tree_allclose(one_state, jnp.mean(samples), rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("t0, t1", ((0.0, 1.0), (1.0, 0.0)))
+@pytest.mark.parametrize("t0, t1", (thorough(0.0, 1.0), (1.0, 0.0)))
 @pytest.mark.parametrize(
     "adjoint",
-    (dfx.RecursiveCheckpointAdjoint(), dfx.DirectAdjoint(), dfx.BacksolveAdjoint()),
+    (
+        dfx.RecursiveCheckpointAdjoint(),
+        thorough(dfx.DirectAdjoint()),
+        dfx.BacksolveAdjoint(),
+    ),
     ids=lambda adjoint: type(adjoint).__name__,
 )
 def test_gradient(adjoint, t0, t1, key):
@@ -123,7 +133,7 @@ def test_gradient_of_parameters(key):
     mlp = eqx.nn.MLP(2, 2, 8, 1, jax.nn.softplus, key=key)
     y0 = jnp.array([1.0, 0.2])
     params, static = eqx.partition(mlp, eqx.is_inexact_array)
-    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     direction = jr.normal(key, flat.shape)
 
     def speed(flat):
@@ -206,8 +216,9 @@ def test_bad_order(order, without_type_checks):
 
 
 def test_bad_regularizer(without_type_checks):
+    regularizer: Any = 3
     with pytest.raises(ValueError, match="must be an `AbstractRegularizer`.*got 3"):
-        dsr.SpeedRegularizedTerm(_decay, regularizer=3)
+        dsr.SpeedRegularizedTerm(_decay, regularizer=regularizer)
 
 
 def test_order_and_regularizer():
@@ -226,8 +237,9 @@ def test_state_that_is_not_augmented(without_type_checks):
     term = dsr.SpeedRegularizedTerm(_decay)
     with pytest.raises(ValueError, match=r"must be a `SpeedState`.*term\.init\(y0\)"):
         _solve(term, jnp.array(1.0))
+    ys: Any = jnp.ones(3)
     with pytest.raises(ValueError, match=r"must be a `SpeedState`, but got f64\[3\]"):
-        term.split(jnp.ones(3))
+        term.split(ys)
 
 
 def test_integer_state():
@@ -242,7 +254,14 @@ def test_empty_state():
 
 
 @pytest.mark.parametrize(
-    "solver", (dfx.Heun(), dfx.Bosh3(), dfx.Tsit5(), dfx.Dopri5(), dfx.Dopri8())
+    "solver",
+    (
+        thorough(dfx.Heun()),
+        dfx.Bosh3(),
+        dfx.Tsit5(),
+        thorough(dfx.Dopri5()),
+        thorough(dfx.Dopri8()),
+    ),
 )
 def test_why_the_order_of_the_derivative_matters(solver):
     """Solutions of a degree below the solver's order take few steps, those of that

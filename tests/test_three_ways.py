@@ -1,13 +1,18 @@
 """The same regularizer beside the solution, after the solve, and inside the solver."""
 
+from collections.abc import Callable
+from typing import Any
+
 import diffrax as dfx
 import diffrax_speedreg as dsr
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from .helpers import convergence_orders, finite_difference, tree_allclose
+from .helpers.marks import thorough
 
 
 def _field(t, y, args):
@@ -70,7 +75,9 @@ def _free(args, y0, t0, t1, adjoint, steps):
     return dsr.solver_state(solution).speed
 
 
-_ways = dict(augmented=_augmented, quadrature=_quadrature, free=_free)
+_ways: dict[str, Callable[..., Any]] = dict(
+    augmented=_augmented, quadrature=_quadrature, free=_free
+)
 _adjoints = dict(
     checkpoint=dfx.RecursiveCheckpointAdjoint(),
     direct=dfx.DirectAdjoint(),
@@ -88,13 +95,15 @@ def test_equal(t0, t1):
     assert tree_allclose(speeds[2], speeds[0], rtol=1e-6, atol=0.0)
 
 
-@pytest.mark.parametrize("t0, t1", ((0.2, 1.4), (1.4, 0.2)))
-@pytest.mark.parametrize("adjoint", _adjoints)
+@pytest.mark.parametrize("t0, t1", (thorough(0.2, 1.4), (1.4, 0.2)))
+@pytest.mark.parametrize(
+    "adjoint", ("checkpoint", thorough("direct"), thorough("forward"))
+)
 @pytest.mark.parametrize("way", _ways)
 def test_gradient(way, adjoint, t0, t1):
     """With respect to parameters, initial state and both times, in one direction."""
     arguments = (_matrix, _y0, jnp.asarray(t0), jnp.asarray(t1))
-    flat, unravel = jax.flatten_util.ravel_pytree(arguments)
+    flat, unravel = ravel_pytree(arguments)
     direction = jr.normal(jr.key(2), flat.shape)
 
     @jax.jit
@@ -143,7 +152,7 @@ def test_nan_in_the_field():
 
     term = dsr.SpeedRegularizedTerm(dfx.ODETerm(field), 3)
     saveat = dfx.SaveAt(ts=jnp.array([0.4, 1.0]))
-    solution = dfx.diffeqsolve(
+    solution: Any = dfx.diffeqsolve(
         term, dfx.Tsit5(), 0.0, 1.0, 0.2, term.init(_y0), saveat=saveat, throw=False
     )
     _, speeds = term.split(solution.ys)
@@ -172,7 +181,7 @@ def test_all_in_float32():
         assert jnp.allclose(speed.astype(jnp.float64), precise, rtol=1e-3)
 
 
-@pytest.mark.parametrize("order, expected", ((3, 1), (4, 2), (6, 4)))
+@pytest.mark.parametrize("order, expected", ((3, 1), (4, 2), thorough(6, 4)))
 def test_order_of_the_free_one(order, expected):
     """The K-th derivative of a polynomial of degree p is right to order p + 1 - K."""
 

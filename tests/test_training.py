@@ -1,6 +1,7 @@
 """The parts of alternating training, by themselves."""
 
 from functools import partial
+from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -12,7 +13,7 @@ import optax
 import pytest
 
 from .helpers import finite_difference, tree_allclose
-from .training import (
+from .helpers.training import (
     arrays,
     Linear,
     loss,
@@ -36,7 +37,7 @@ def state(trainer):
 
 
 def _dynamics_loss(state, batch, **kwargs):
-    options = dict(problem=problem, loss=loss, num_steps=2)
+    options: dict[str, Any] = dict(problem=problem, loss=loss, num_steps=2)
     return dsr.dynamics_loss(state.model, state.solver, batch, **(options | kwargs))
 
 
@@ -69,7 +70,7 @@ def test_dynamics_loss(state, mean):
         state, batch, penalty=0.5, penalty_mean=mean, speed_weight=0.25
     )
     solution = dsr.solve_fixed(problem(state.model, batch), solver, 2)
-    gathered = solution.solver_state
+    gathered: Any = solution.solver_state
     sizes = dict(square=gathered.penalty, absolute=gathered.absolute_penalty)
     expected = jnp.mean((dsr.final_state(solution) - batch[1]) ** 2)
     expected_total = expected + 0.5 * sizes[mean] + 0.25 * gathered.speed
@@ -86,7 +87,7 @@ def test_hypersolver_has_both_means():
         lambda s: s.remainder.factors, solver, replace_fn=lambda x: x + 1
     )
     ivp = problem(Linear(ROTATION), make_batch(jr.key(1)))
-    gathered = dsr.solve_fixed(ivp, solver, 1).solver_state
+    gathered: Any = dsr.solve_fixed(ivp, solver, 1).solver_state
     residual = ivp.y0 @ ROTATION.T
     assert tree_allclose(gathered.penalty, jnp.mean(residual**2), rtol=1e-12, atol=0.0)
     absolute = jnp.mean(jnp.abs(residual))
@@ -274,11 +275,10 @@ def test_penalty_may_change_without_a_retrace():
         return problem(model, batch)
 
     batch, totals = make_batch(jr.key(1)), []
+    # One only: the optimizers are functions, and another trainer has others.
+    first = make_trainer(problem=counted, penalty=jnp.array(0.0))
+    state = make_state(first)
     for penalty in (0.0, 1.0):
-        trainer = make_trainer(problem=counted, penalty=jnp.array(penalty))
-        # The optimizers are functions, and each is another one.
-        if not totals:
-            first, state = trainer, make_state(trainer)
         trainer = eqx.tree_at(lambda t: t.penalty, first, jnp.array(penalty))
         totals.append(trainer.dynamics_step(state, batch)[1].total)
     assert traces == 1 and totals[1] > totals[0]
@@ -365,7 +365,7 @@ def test_what_was_infinite_may_stay_so(state):
 def test_optimizer_state_of_another_model(trainer, state, half):
     batch = make_batch(jr.key(0))
     name = f"{half}_opt_state"
-    larger = Linear(jnp.zeros((3, 3)))
+    larger: Any = Linear(jnp.zeros((3, 3)))
     opt_state = optax.adam(1e-3).init(larger)
     wrong = eqx.tree_at(lambda s: getattr(s, name), state, opt_state)
     with pytest.raises(
