@@ -97,16 +97,22 @@ def test_jump(solver):
     assert _agree(solution.ys[0], _y0 * jnp.exp(-1.0))
 
 
+def _interpolation(solver, t0, t1):
+    """Between 1 and 4, and between 2 and 6, on straight lines."""
+    coefficients = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    return solver.interpolation_cls(t0=t0, t1=t1, coefficients=coefficients)
+
+
+def test_increment_of_dense_output(solver):
+    increment = _interpolation(solver, 0.0, 2.0).evaluate(jnp.array(0.5), 1.5)
+    assert _agree(increment, jnp.array([1.5, 2.0]), 1e-15)
+
+
 def test_dense_output_of_a_step_of_size_zero(solver):
     """Under `jax.vmap`, a sample that has finished makes such steps."""
-
-    def evaluate(t):
-        coefficients = jnp.array([[1.0, 2.0], [3.0, 4.0]])
-        return solver.interpolation_cls(t0=t, t1=t, coefficients=coefficients).evaluate(
-            t
-        )
-
-    value, slope = jax.jvp(evaluate, (jnp.array(0.5),), (jnp.array(1.0),))
+    value, slope = jax.jvp(
+        lambda t: _interpolation(solver, t, t).evaluate(t), (0.5,), (1.0,)
+    )
     assert _agree(value, jnp.array([1.0, 2.0]), 0)
     assert jnp.all(jnp.isfinite(slope))
 

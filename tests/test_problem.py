@@ -28,7 +28,7 @@ def test_steps_end_where_states_are_saved():
     y0, args = jnp.array([2.0]), 3.0
     whole = dsr.InitialValueProblem(_decay, y0, 0.0, 1.0, args)
     stops = jnp.array([0.0, 0.37])
-    solution = dsr.solve_adaptive(whole, dfx.Tsit5(), 1e-3, stop_at=stops)
+    solution: Any = dsr.solve_adaptive(whole, dfx.Tsit5(), 1e-3, stop_at=stops)
     part = dsr.InitialValueProblem(_decay, y0, 0.0, 0.37, args)
     expected = dsr.final_state(dsr.solve_adaptive(part, dfx.Tsit5(), 1e-3))
     assert tree_allclose(solution.ys[1], expected, rtol=1e-12, atol=0.0)

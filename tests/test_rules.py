@@ -139,7 +139,7 @@ def test_equal_parameters_of_different_types(y):
     primitive.def_impl(function)
     primitive.def_abstract_eval(lambda aval, flag: aval)
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-    jax.interpreters.ad.primitive_jvps[primitive] = lambda primals, tangents, flag: (
+    ad.primitive_jvps[primitive] = lambda primals, tangents, flag: (
         primitive.bind(*primals, flag=flag),
         jax.jvp(lambda x: function(x, flag), primals, tangents)[1],
     )
