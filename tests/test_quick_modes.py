@@ -1,5 +1,7 @@
 """The quick modes of experiments that no other test runs."""
 
+import warnings
+
 import pytest
 from experiments import quick, results
 from experiments.data import DataUnavailable
@@ -16,7 +18,8 @@ _tested_closer = {"digits", "existing_model", "ffjord", "latent_ode", "stiff", "
 @pytest.mark.parametrize("name", sorted(set(results.MODULES) - _tested_closer))
 def test_quick_mode(name, tmp_path):
     try:
-        quick.DATA.get(name, lambda: None)()
+        with warnings.catch_warnings(action="ignore"):  # Of downloads that fail.
+            quick.DATA.get(name, lambda: None)()
     except DataUnavailable as error:
         pytest.skip(str(error))
     methods = quick.METHODS.get(name, ())
