@@ -16,6 +16,7 @@ from .helpers.slow_tests import pytest_terminal_summary as pytest_terminal_summa
 
 
 configure()
+collect_garbage_seldom()
 
 
 def pytest_configure(config):
@@ -23,10 +24,6 @@ def pytest_configure(config):
     check_types(engine=config.option.markexpr != "not thorough")
     if hasattr(config, "cache"):  # There is none with `-p no:cacheprovider`.
         keep_compiled(config.cache.mkdir("jax"))
-
-
-def pytest_collection_finish():
-    collect_garbage_seldom()
 
 
 @pytest.fixture

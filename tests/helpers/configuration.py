@@ -57,6 +57,4 @@ def keep_compiled(folder: Path) -> None:
 
 def collect_garbage_seldom() -> None:
     """Traces are many small objects, of which few are garbage."""
-    gc.collect()
-    gc.freeze()
     gc.set_threshold(100_000, 50, 100)
