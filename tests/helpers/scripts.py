@@ -5,6 +5,7 @@ import importlib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ def run(module: str, *options: Any, environment: Mapping[str, str] = {}) -> Ende
     stdout, stderr, code = io.StringIO(), io.StringIO(), None
     with (
         as_a_user(),
+        warnings.catch_warnings(action="ignore"),  # Of the libraries that draw.
         mock.patch.object(sys, "argv", [module, *map(str, options)]),
         mock.patch.dict("os.environ", environment),
         contextlib.redirect_stdout(stdout),
