@@ -27,12 +27,12 @@ def test_help():
 
 
 def test_short_run(tmp_path):
-    result = _run("--epochs", 1, "--output", tmp_path)
+    result = _run("--epochs", 2, "--output", tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "digits.json").read_text())
     plain, speed, taylor = record["results"]
     assert [plain["method"], speed["method"]] == ["plain", "speed R_3"]
-    assert all(len(r["nfe_by_epoch"]) == 1 for r in record["results"])
+    assert all(len(r["nfe_by_epoch"]) == 2 for r in record["results"])
     assert min(r["accuracy"] for r in record["results"]) > 0.5
     assert taylor["nfe"] > 0
     assert (tmp_path / "digits.png").stat().st_size > 10_000
