@@ -45,7 +45,17 @@ def _name(solver):
     return type(solver).__name__
 
 
-@pytest.mark.parametrize("solver", _runge_kutta, ids=_name)
+_wrapped_and_others = (
+    dfx.HalfSolver(dfx.Tsit5()),
+    dfx.HalfSolver(dfx.Euler()),
+    dfx.ReversibleHeun(),
+    dsr.EstimateRegularizedSolver(dfx.Tsit5()),
+    dsr.EstimateRegularizedSolver(dfx.Heun(), stiffness=True),
+    dsr.EstimateRegularizedSolver(dfx.HalfSolver(dfx.Midpoint())),
+)
+
+
+@pytest.mark.parametrize("solver", (*_runge_kutta, *_wrapped_and_others), ids=_name)
 def test_adaptive(solver):
     counter = _Counter()
     solution = dfx.diffeqsolve(
@@ -59,22 +69,6 @@ def test_adaptive(solver):
     )
     assert solution.stats["num_rejected_steps"] > 0
     assert dsr.nfe(solver, solution) == counter.read()
-
-
-@pytest.mark.parametrize(
-    "solver",
-    (
-        dfx.HalfSolver(dfx.Tsit5()),
-        dfx.HalfSolver(dfx.Euler()),
-        dfx.ReversibleHeun(),
-        dsr.EstimateRegularizedSolver(dfx.Tsit5()),
-        dsr.EstimateRegularizedSolver(dfx.Heun(), stiffness=True),
-        dsr.EstimateRegularizedSolver(dfx.HalfSolver(dfx.Midpoint())),
-    ),
-    ids=_name,
-)
-def test_wrapped_and_others(solver):
-    test_adaptive(solver)
 
 
 def test_semi_implicit_euler():
