@@ -7,42 +7,48 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-from equinox.internal import ω
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray, PyTree, Real
 
-from ._checks import as_state, check_like_state, check_positive_integer
+from ._checks import (
+    as_state,
+    check_key,
+    check_like_state,
+    check_positive_integer,
+    check_real_scalar,
+)
 from ._custom_types import Args, RealScalarLike, VF, Y
 from ._misc import mean_square
-from ._solution import solution_series, time_field
+from ._solution import derivative_and_field, unit_control, vector_field
 
 
 class AbstractRegularizer(eqx.Module):
-    r"""Something nonnegative to integrate along a solution, and to add to a loss.
+    r"""Abstract base class for regularizers: nonnegative functions of $(t, y)$ that are
+    integrated along the solution.
 
-    There are three ways to integrate it, which can be exchanged for each other: beside
-    the solution with [`diffrax_speedreg.SpeedRegularizedTerm`][], after the solve with
-    a [`diffrax_speedreg.Quadrature`][], and, for the speed, at no cost inside of a
-    [`diffrax_speedreg.TaylorLagrangeSolver`][].
-
-    Weighted sums are regularizers too: `Speed(3) + 0.1 * JacobianNorm(noise)`.
+    Start with [`diffrax_speedreg.DerivativeNorm`][], and pass it to
+    [`diffrax_speedreg.regularized_solve`][]. Weighted sums are regularizers too:
+    `DerivativeNorm(3) + 0.1 * JacobianNorm(noise)`. To write a regularizer, subclass
+    this class and implement `evaluate`.
     """
 
     @abc.abstractmethod
     def evaluate(
         self, term: dfx.AbstractTerm, t: RealScalarLike, y: PyTree[Array], args: Args
     ) -> tuple[VF, Real[Array, ""]]:
-        """The integrand, and the vector field, which most need on the way.
+        """Computes the vector field and the integrand at a point.
 
         **Arguments:**
 
-        - `term`: a term of the form `f(t, y, args) dt`.
-        - `t`, `y`, `args`: where to evaluate: the time, the state, and the arguments of
-            the vector field.
+        - `term`: the term of the solve, of the form `f(t, y, args) dt`.
+        - `t`: the time, a scalar.
+        - `y`: the state, a pytree of arrays.
+        - `args`: the arguments of the vector field.
 
         **Returns:**
 
-        `term.vf(t, y, args)`, and the integrand, a nonnegative real scalar.
+        A pair: `term.vf(t, y, args)`, which most regularizers need anyway, and the
+        integrand, a nonnegative real scalar.
         """
 
     def __add__(self, other: "AbstractRegularizer") -> "WeightedSum":
@@ -59,21 +65,29 @@ class AbstractRegularizer(eqx.Module):
         return self * weight
 
 
-class Speed(AbstractRegularizer):
-    r"""The speed regularizer $R_K$.
+class DerivativeNorm(AbstractRegularizer):
+    r"""Regularizer $R_K$: the mean square of the K-th time derivative of the solution.
 
-    Its integrand is the mean square of the entries of the K-th total derivative,
+    Start with $K = 3$. An order above that of the solver does not affect the step
+    sizes. Smaller orders are cheaper, and $K = 2$ or 3 already gives most of the gain
+    with a fifth-order solver. `DerivativeNorm(1)` is the kinetic energy.
 
-    $$\frac{1}{N} \left\lVert \frac{\mathrm{d}^K y}{\mathrm{d}t^K} \right\rVert^2$$
+    The integrand is
 
-    over the N entries of all leaves of the state together, in the units of the squared
-    state divided by those of time to the power $2K$. `Speed(1)` is the kinetic energy.
+    $$\frac{1}{N} \left\lVert \frac{\mathrm{d}^K y}{\mathrm{d}t^K} \right\rVert^2,$$
+
+    a mean over the $N$ entries of all leaves of the state. Its units are those of the
+    squared state divided by those of time to the power $2K$.
 
     **Arguments:**
 
-    - `order`: $K$, at least 1. A `ValueError` is raised for anything else.
+    - `order`: $K$, a positive integer.
 
-    **Cost:** an evaluation costs about K of the vector field's.
+    **Raises:**
+
+    A `ValueError` if `order` is not a positive integer.
+
+    **Cost:** about K vector field evaluations for each evaluation.
 
     ??? cite "Reference"
 
@@ -90,55 +104,53 @@ class Speed(AbstractRegularizer):
     def evaluate(
         self, term: dfx.AbstractTerm, t: RealScalarLike, y: PyTree[Array], args: Args
     ) -> tuple[VF, Real[Array, ""]]:
-        series = solution_series(term, t, y, args)
-        factorial = float(math.factorial(self.order))
-        derivative = (series.coefficient(self.order) ** ω * factorial).ω
-        return series.aux, mean_square(derivative)
+        derivative, vf = derivative_and_field(term, t, y, args, self.order)
+        return vf, mean_square(derivative)
 
 
 class JacobianNorm(AbstractRegularizer):
-    r"""An estimate of the size of the vector field's Jacobian.
+    r"""Regularizer that estimates the Frobenius norm of the vector field's Jacobian.
 
-    Its integrand is the mean square of the entries of $\epsilon^\top \partial f /
-    \partial y$, whose expectation over the noise $\epsilon$ is the squared Frobenius
-    norm of the Jacobian, divided by the number of entries of the state.
+    Use it with the kinetic energy, as RNODE does: `DerivativeNorm(1) +
+    JacobianNorm.draw(key, y0)`. Draw new noise for every solve. The noise is constant
+    during a solve, so that the integrand is smooth.
 
-    The noise stays the same during a solve, so that the integrand is smooth: draw it
-    anew for every solve, by [`diffrax_speedreg.JacobianNorm.draw`][].
+    The integrand is the mean square of the entries of $\epsilon^\top \partial f /
+    \partial y$. Its expectation over the noise $\epsilon$ is the squared Frobenius norm
+    of the Jacobian, divided by the number of entries of the state.
 
     **Arguments:**
 
-    - `noise`: $\epsilon$: a pytree like the state, whose entries are independent, of
-        mean 0 and variance 1. Those of complex leaves have independent real and
-        imaginary parts of variance 1/2, which counts half the squared norm of the
-        Jacobian with respect to both parts: for a holomorphic field, that of its
-        complex Jacobian.
+    - `noise`: $\epsilon$, a pytree like the state. Its entries are independent, with
+        mean 0 and variance 1. Entries of complex leaves have independent real and
+        imaginary parts of variance 1/2. For a holomorphic vector field, the estimate is
+        then that of the complex Jacobian.
 
-    **Cost:** an evaluation costs about three of the vector field's.
+    **Cost:** about three vector field evaluations for each evaluation.
 
     ??? cite "Reference"
 
         Finlay, Jacobsen, Nurbekyan and Oberman, "How to Train Your Neural ODE: the
-        World of Jacobian and Kinetic Regularization", ICML 2020. Use it as they do,
-        together with the kinetic energy, `Speed(1)`. They draw normal noise; the signs
-        drawn here give the same mean with less variance.
+        World of Jacobian and Kinetic Regularization", ICML 2020. They draw normal
+        noise. Random signs have the same mean and less variance.
     """
 
     noise: PyTree[Array]
 
     @classmethod
     def draw(cls, key: PRNGKeyArray, y0: Y) -> "JacobianNorm":
-        """Draws random signs.
+        """Makes the regularizer with random signs as its noise.
 
         **Arguments:**
 
-        - `key`: a `jax.random` key; a new one for every solve.
-        - `y0`: the state, for its structure, shapes and dtypes.
+        - `key`: a `jax.random` key. Use a new key for every solve.
+        - `y0`: a state, whose structure, shapes and dtypes the noise gets.
 
         **Returns:**
 
-        The regularizer with that noise.
+        A `JacobianNorm`.
         """
+        check_key(key)
         leaves, structure = jtu.tree_flatten(as_state(y0))
         keys = jr.split(key, len(leaves))
         noise = [_signs(k, x) for k, x in zip(keys, leaves)]
@@ -148,14 +160,17 @@ class JacobianNorm(AbstractRegularizer):
         self, term: dfx.AbstractTerm, t: RealScalarLike, y: PyTree[Array], args: Args
     ) -> tuple[VF, Real[Array, ""]]:
         check_like_state(self.noise, y, "The noise of `JacobianNorm`")
-        field = time_field(term, y, args)
+        field = vector_field(term, args, unit_control(term, y), has_aux=True)
         _, pullback, vf = jax.vjp(lambda y: field(t, y), y, has_aux=True)
         (product,) = pullback(self.noise)
         return vf, mean_square(product)
 
 
 def _signs(key: PRNGKeyArray, like: Array) -> Array:
-    """Random signs; of both parts of a complex number, for the modulus 1."""
+    """Draws random signs.
+
+    A complex number has signs for both parts, and the modulus 1.
+    """
     if not jnp.iscomplexobj(like):
         return jr.rademacher(key, like.shape).astype(like.dtype)
     dtype = jnp.finfo(like.dtype).dtype
@@ -164,7 +179,7 @@ def _signs(key: PRNGKeyArray, like: Array) -> Array:
 
 
 class WeightedSum(AbstractRegularizer):
-    r"""$\sum_i w_i R_i$, as made by `+` and `*`.
+    r"""Weighted sum $\sum_i w_i R_i$ of regularizers, as made by `+` and `*`.
 
     **Attributes:**
 
@@ -174,6 +189,16 @@ class WeightedSum(AbstractRegularizer):
 
     regularizers: tuple[AbstractRegularizer, ...]
     weights: tuple[RealScalarLike, ...]
+
+    def __check_init__(self):
+        if len(self.weights) != len(self.regularizers) or not self.regularizers:
+            raise ValueError(
+                "A weighted sum needs one weight for each of at least one regularizer, "
+                f"but got {len(self.regularizers)} regularizers and "
+                f"{len(self.weights)} weights. Make it by `+` and `*`."
+            )
+        for weight in self.weights:
+            check_real_scalar(weight, "weight")
 
     def evaluate(
         self, term: dfx.AbstractTerm, t: RealScalarLike, y: PyTree[Array], args: Args

@@ -1,46 +1,60 @@
-from typing import Any
+from typing import Any, TypeGuard
 
 import diffrax as dfx
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optimistix as optx
+from equinox.internal import ω
 from jaxtyping import Array, Inexact, PyTree, Shaped
 
 from ._checks import as_state, check_time_driven
-from ._custom_types import Args, Control, RealScalarLike, VF, Y
+from ._custom_types import Args, RealScalarLike, Y
 from ._misc import nan_as, real_dtype
-from ._regularizers import AbstractRegularizer, Speed
+from ._regularizers import AbstractRegularizer, DerivativeNorm
+from ._solution import unit_control
 
 
-class SpeedState(eqx.Module):
-    r"""A state together with the regularizer gathered up to it.
+class RegularizedState(eqx.Module):
+    r"""State together with the integral of the regularizer up to it.
 
     **Attributes:**
 
     - `y`: the state of the wrapped term.
-    - `signed_speed`: the integral of the mean square of the K-th derivative's entries
-        from the initial time to this one, which is negative where a solve runs
-        backwards. Its absolute value is the regularizer: read that through
-        [`diffrax_speedreg.SpeedRegularizedTerm.split`][].
+    - `signed_integral`: the integral of the regularizer from the initial time to this
+        one, which is negative where a solve runs backwards. Its absolute value is
+        returned by [`diffrax_speedreg.SpeedRegularizedTerm.split`][].
     """
 
     y: PyTree[Shaped[Array, "..."]]
-    signed_speed: Shaped[Array, "..."]
+    signed_integral: Shaped[Array, "..."]
+
+    def __sub__(self, other: "RegularizedState") -> "RegularizedState":
+        """Computes the increment that `solution.evaluate(t0, t1)` returns."""
+        return (self**ω - other**ω).ω
 
 
-class _SpeedVF(eqx.Module):
-    y: VF
-    speed: Inexact[Array, ""]
+class _AugmentedField(eqx.Module):
+    """The vector field of the augmented state."""
+
+    term: dfx.AbstractTerm
+    regularizer: AbstractRegularizer
+
+    def __call__(
+        self, t: RealScalarLike, state: RegularizedState, args: Args
+    ) -> RegularizedState:
+        _check_augmented(state)
+        vf, integrand = self.regularizer.evaluate(self.term, t, state.y, args)
+        dy = self.term.prod(vf, unit_control(self.term, state.y))
+        return RegularizedState(dy, integrand.astype(state.signed_integral.dtype))
 
 
-class _SpeedControl(eqx.Module):
-    y: Control
-    dt: RealScalarLike
+class SpeedRegularizedTerm(dfx.ODETerm[RegularizedState]):
+    r"""Wraps a term, and integrates a regularizer as one more entry of the state.
 
-
-class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
-    r"""Wraps a term, to integrate the speed regularizer beside its solution.
+    Use it if you call `diffrax.diffeqsolve` yourself. Otherwise use
+    [`diffrax_speedreg.regularized_solve`][] with `method=augmented()`, which does the
+    same.
 
     For $\frac{\mathrm{d}y}{\mathrm{d}t} = f(t, y)$ this is the term of
 
@@ -48,10 +62,8 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
     \frac{1}{N} \left\lVert \frac{\mathrm{d}^K y}{\mathrm{d}t^K} \right\rVert^2
     \right),$$
 
-    so that $r = R_K$, the integral of the mean square of the entries of the K-th total
-    derivative. An adaptive solver of order $K$ takes steps in inverse proportion to
-    that derivative's size, roughly: add $\lambda R_K$ to the loss, and the learned
-    equation needs fewer evaluations to solve. $R_1$ is the kinetic energy.
+    so that $r = R_K$ at the end. Add $\lambda R_K$ to the loss, so that the trained
+    equation takes fewer evaluations to solve. $R_1$ is the kinetic energy.
 
     !!! example
 
@@ -62,17 +74,17 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
             term, diffrax.Tsit5(), 0.0, 1.0, None, term.init(y0),
             stepsize_controller=controller,
         )
-        ys, speed = term.split(sol.ys)
+        ys, integral = term.split(sol.ys)
         ```
 
-    Pass `norm=term.norm` to an adaptive step size controller. It looks at $y$ alone,
-    and then the steps, and $y$, are those of a solve without the regularizer. Without
-    it, steps are chosen to integrate $r$ accurately as well, which takes more of them.
+    Pass `norm=term.norm` to an adaptive step size controller. This norm ignores $r$, so
+    that the steps are those of a solve without the regularizer. With another norm the
+    solver also integrates $r$ accurately, which takes more steps.
 
-    The regularizer is nonnegative in either direction of time. A batch that is one
-    state and `jax.vmap` over its samples give the same mean.
+    The integral is nonnegative in both directions of time. For a batch that is solved
+    as one state, it is the mean over the samples.
 
-    **Cost:** an evaluation costs about `order` of the wrapped vector field's.
+    **Cost:** about `order` evaluations of the wrapped vector field for each evaluation.
 
     ??? cite "Reference"
 
@@ -81,8 +93,7 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         sum of squares, is what its reference implementation computes.
     """
 
-    term: dfx.AbstractTerm
-    regularizer: AbstractRegularizer
+    vector_field: _AugmentedField
 
     def __init__(
         self,
@@ -94,49 +105,65 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
         r"""**Arguments:**
 
         - `term`: the term to wrap, of the form $f(t, y, \text{args})\,\mathrm{d}t$.
-        - `order`: $K$, at least 1; 3 if neither this nor a regularizer is given.
-        - `regularizer`: what to integrate instead of `Speed(order)`.
+        - `order`: $K$, a positive integer. The default is 3.
+        - `regularizer`: the regularizer. The default is `DerivativeNorm(order)`. Pass
+            either an order or a regularizer.
 
         **Raises:**
 
-        A `ValueError` for other terms, orders and regularizers, and if both an order
-        and a regularizer are given.
+        A `ValueError` if `term`, `order` or `regularizer` is of another kind, or if
+        both `order` and `regularizer` are passed.
         """
         check_time_driven(term)
         if not isinstance(regularizer, AbstractRegularizer | None):
             raise ValueError(
-                "`regularizer` must be an `AbstractRegularizer`, such as `Speed(3)`, "
-                f"or `None`, but got {regularizer!r}."
+                "`regularizer` must be an `AbstractRegularizer`, such as "
+                f"`DerivativeNorm(3)`, or `None`, but got {regularizer!r}."
             )
         if order is not None and regularizer is not None:
             raise ValueError(
                 f"Pass either `order={order}` or `regularizer={regularizer!r}`, not "
-                f"both: the order is that of the regularizer `Speed({order})`."
+                f"both: the order is that of the regularizer `DerivativeNorm({order})`."
             )
         if regularizer is None:
-            regularizer = Speed(3 if order is None else order)
-        self.term, self.regularizer = term, regularizer
+            regularizer = DerivativeNorm(3 if order is None else order)
+        field = _AugmentedField(term, regularizer)
+        self.vector_field = field  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    def init(self, y0: Y) -> SpeedState:
-        """The augmented initial state, to pass to `diffrax.diffeqsolve`.
+    @property
+    def term(self) -> dfx.AbstractTerm:
+        return self.vector_field.term
+
+    @property
+    def regularizer(self) -> AbstractRegularizer:
+        return self.vector_field.regularizer
+
+    def init(self, y0: Y) -> RegularizedState:
+        """Makes the augmented initial state for `diffrax.diffeqsolve`.
 
         **Arguments:**
 
-        - `y0`: the initial state of the wrapped term: a pytree of floating-point or
-            complex arrays. A `ValueError` is raised for others.
+        - `y0`: the initial state of the wrapped term, a pytree of floating-point or
+            complex arrays.
 
         **Returns:**
 
-        The state with a regularizer of zero.
+        The augmented state, with an integral of zero.
+
+        **Raises:**
+
+        A `ValueError` if `y0` has arrays of another dtype.
         """
         y0 = as_state(y0)
         # Complex if the state is: Diffrax's Runge-Kutta methods mix its leaves.
         complex_ = [x.dtype for x in jtu.tree_leaves(y0) if jnp.iscomplexobj(x)]
         dtype = complex_[0] if complex_ else real_dtype(y0)
-        return SpeedState(y0, jnp.zeros((), dtype))
+        return RegularizedState(y0, jnp.zeros((), dtype))
 
-    def split(self, ys: SpeedState) -> tuple[PyTree[Array], Inexact[Array, "..."]]:
-        """Takes augmented states apart.
+    def split(
+        self, ys: RegularizedState
+    ) -> tuple[PyTree[Array], Inexact[Array, "..."]]:
+        """Splits augmented states.
 
         **Arguments:**
 
@@ -144,64 +171,41 @@ class SpeedRegularizedTerm(dfx.AbstractTerm[_SpeedVF, _SpeedControl]):
 
         **Returns:**
 
-        The states of the wrapped term, and the regularizer up to each, nonnegative, in
-        the units of the squared state divided by those of time to the power
-        `2 * order - 1`. It is NaN where the state is.
+        A pair: the states of the wrapped term, and the integral of the regularizer up
+        to each state. The integral is nonnegative, in the units of the squared state
+        divided by those of time to the power `2 * order - 1`. It is NaN where the state
+        is.
         """
         _check_augmented(ys)
-        return ys.y, nan_as(jnp.abs(jnp.real(ys.signed_speed)), ys.y)
+        return ys.y, nan_as(jnp.abs(jnp.real(ys.signed_integral)), ys.y)
 
     @staticmethod
-    def norm(state: SpeedState | PyTree[Array]) -> Array:
-        """The root mean square of the entries of `y`, as a norm for a step size
-        controller, by which step sizes do not depend on the regularizer.
+    def norm(state: RegularizedState | PyTree[Array]) -> Array:
+        """Computes the root mean square of the entries of `y`.
+
+        With this norm of a step size controller, the step sizes do not depend on the
+        regularizer.
 
         **Arguments:**
 
-        - `state`: something like the augmented state. (Of anything else, such as the
+        - `state`: a pytree like the augmented state. (For any other pytree, such as the
             larger state that `diffrax.BacksolveAdjoint` solves for with the same
-            controller, it is the root mean square of all entries.)
+            controller, the norm is the root mean square of all entries.)
 
         **Returns:**
 
         A nonnegative scalar.
         """
-        return optx.rms_norm(state.y if isinstance(state, SpeedState) else state)
-
-    def vf(self, t: RealScalarLike, y: SpeedState, args: Args) -> _SpeedVF:
-        _check_augmented(y)
-        vf, speed = self.regularizer.evaluate(self.term, t, y.y, args)
-        return _SpeedVF(vf, speed.astype(y.signed_speed.dtype))
-
-    def contr(self, t0: RealScalarLike, t1: RealScalarLike, **kwargs) -> _SpeedControl:
-        return _SpeedControl(self.term.contr(t0, t1, **kwargs), t1 - t0)
-
-    def prod(self, vf: _SpeedVF, control: _SpeedControl) -> SpeedState:
-        # Bilinear, as every adjoint relies on: hence backwards in time the sign of the
-        # integral is that of `dt`, and it is `split` that takes the absolute value.
-        dt = jnp.asarray(control.dt, vf.speed.dtype)
-        return SpeedState(self.term.prod(vf.y, control.y), vf.speed * dt)
+        return optx.rms_norm(state.y if is_augmented(state) else state)
 
 
-SpeedRegularizedTerm.__init__.__doc__ = """**Arguments:**
-
-- `term`: the term to regularize, of the form `f(t, y, args) dt`: `diffrax.ODETerm`, a
-    `diffrax.MultiTerm` of these, a control made an ODE by `.to_ode()`, or your own.
-- `order`: $K$, at least 1. For a solver of order $m$ the theory asks for $K = m$; lower
-    ones are cheaper, and 2 and 3 are what the paper's released experiments use with a
-    solver of order 5.
-- `regularizer`: what to integrate instead of `Speed(order)`: any
-    [`diffrax_speedreg.AbstractRegularizer`][], such as
-    `Speed(1) + 0.1 * JacobianNorm.draw(key, y0)`.
-
-A `ValueError` is raised for an order that is not a positive integer, for a term that is
-driven by something other than time, and for anything but a regularizer.
-"""
+def is_augmented(node: Any) -> TypeGuard[RegularizedState]:
+    return isinstance(node, RegularizedState)
 
 
 def _check_augmented(state: Any) -> None:
-    if not isinstance(state, SpeedState):
+    if not isinstance(state, RegularizedState):
         raise ValueError(
-            "The state of a `SpeedRegularizedTerm` must be a `SpeedState`, but got "
-            f"{eqx.tree_pformat(state)}. Pass `term.init(y0)` as the initial state."
+            "The state of a `SpeedRegularizedTerm` must be a `RegularizedState`, but "
+            f"got {eqx.tree_pformat(state)}. Pass `term.init(y0)` as the initial state."
         )

@@ -1,7 +1,7 @@
-"""How to write rules for the Taylor expansion of primitives.
+"""Rules for the Taylor expansion of primitives, and tools to write them.
 
-Anything that `jax.jvp` can differentiate has an expansion without this; a rule makes
-one cheaper, or possible for a primitive that has no JVP rule.
+All functions that `jax.jvp` can differentiate have an expansion without such rules. A
+rule makes it cheaper, or possible for a primitive that has no JVP rule.
 """
 
 from ._engine import (

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import jax
@@ -10,13 +11,13 @@ from jaxtyping import Array
 
 
 def avals(atoms: Sequence[jex.Var | jex.Literal]) -> list[jax.ShapeDtypeStruct]:
-    """What is known of the values of variables before they exist."""
+    """Returns the shapes and dtypes of variables."""
     shaped: list[Any] = [atom.aval for atom in atoms]
     return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in shaped]
 
 
 def is_mutable(*atoms: jex.Var | jex.Literal) -> bool:
-    """Whether there are references to arrays among them, as those of `jax.new_ref`."""
+    """Returns whether some of them are references to arrays, as from `jax.new_ref`."""
     shaped: list[Any] = [atom.aval for atom in atoms]
     return any(getattr(aval, "inner_aval", None) for aval in shaped)
 
@@ -26,57 +27,58 @@ def literal_value(literal: jex.Literal) -> np.ndarray:
     return np.asarray(literal.val, aval.dtype)
 
 
+# The errors of JVP rules that do not support all tangents.
+_failures = AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError
+
+
 @final
+@dataclass(slots=True, eq=False)
 class Operation:
-    """A JAX primitive with its parameters and the shapes that it maps between.
+    """JAX primitive with its parameters, and with the shapes of its inputs and outputs.
 
     **Attributes:**
 
     - `primitive`: the `jax.extend.core.Primitive`.
     - `params`: its parameters, a dictionary.
-    - `ins`, `outs`: `jax.ShapeDtypeStruct`s of its inputs and outputs.
-    - `source`: where the user called it.
+    - `ins`: the `jax.ShapeDtypeStruct`s of its inputs.
+    - `outs`: the `jax.ShapeDtypeStruct`s of its outputs.
+    - `source`: the place of the call in the user's code.
+    - `stops`: if `True`, `stop_gradient` makes its argument a constant, as in
+        derivatives.
     """
 
-    __slots__ = ("primitive", "params", "ins", "outs", "source")
-
-    def __init__(
-        self,
-        primitive: jex.Primitive,
-        params: dict[str, Any],
-        ins: Sequence[jax.ShapeDtypeStruct],
-        outs: Sequence[jax.ShapeDtypeStruct],
-        source: SourceInfo,
-    ):
-        self.primitive = primitive
-        self.params = params
-        self.ins = ins
-        self.outs = outs
-        self.source = source
+    primitive: jex.Primitive
+    params: dict[str, Any]
+    ins: Sequence[jax.ShapeDtypeStruct]
+    outs: Sequence[jax.ShapeDtypeStruct]
+    source: SourceInfo
+    stops: bool = False
 
     @classmethod
     def from_equation(
-        cls, eqn: jex.JaxprEqn, source: SourceInfo | None = None
+        cls, eqn: jex.JaxprEqn, source: SourceInfo | None = None, stops: bool = False
     ) -> "Operation":
-        """`source`, if the equation is not the user's, but derived from one."""
+        """Makes an operation from an equation of a jaxpr.
+
+        The `source` is passed if the equation is not the user's, but derived from one.
+        """
         source = source or eqn.source_info
         if is_mutable(*eqn.invars, *eqn.outvars):
-            # What happens to these depends on an order that recurrences do not keep.
+            # Effects on references depend on an order that recurrences do not keep.
             raise NotImplementedError(
                 f"A vector field with mutable arrays, such as at {summarize(source)}, "
                 "has no Taylor expansion. Use `x.at[...].set(...)` instead of a "
                 "`jax.new_ref`."
             )
         ins, outs = avals(eqn.invars), avals(eqn.outvars)
-        return cls(eqn.primitive, eqn.params, ins, outs, source)
+        return cls(eqn.primitive, eqn.params, ins, outs, source, stops)
 
     def replace(self, **params: Any) -> "Operation":
-        """The same with some `params` in place of its own."""
-        params = self.params | params
-        return Operation(self.primitive, params, self.ins, self.outs, self.source)
+        """Returns a copy with other values of the parameters in `params`."""
+        return replace(self, params=self.params | params)
 
     def bind(self, *args: Array) -> list[Array]:
-        """Evaluates the primitive at `args`; returns the list of its outputs."""
+        """Evaluates the primitive at `args`, and returns the list of its outputs."""
         bind_params = self.primitive.get_bind_params(self.params)
         # A dictionary from JAX 0.9.2, a pair before.
         subfuns, params = (
@@ -88,22 +90,24 @@ class Operation:
     def jvp_jaxpr(
         self, primals: Sequence[Array], active: Sequence[bool]
     ) -> jex.ClosedJaxpr:
-        """The operation's JVP rule as a jaxpr: from its inputs, and tangents for those
-        that are `active`, to its outputs, and tangents for those of inexact dtype.
+        """Returns the operation's JVP rule as a jaxpr.
 
-        `primals` are only looked at for what JAX's types know beyond shape and dtype,
-        such as how they are distributed over devices.
+        Its inputs are those of the operation, and tangents for those that are `active`.
+        Its outputs are those of the operation, and tangents for those of inexact dtype.
+
+        The `primals` are only used for the parts of their JAX types other than shape
+        and dtype, such as their distribution over devices.
         """
 
         def jvp(primals: Sequence[Array], tangents: Sequence[Array]) -> list[Array]:
-            def restricted(*active_primals: Array) -> list[Array]:
+            def function(*active_primals: Array) -> list[Array]:
                 rest = iter(active_primals)
                 return self.bind(
                     *(next(rest) if a else p for a, p in zip(active, primals))
                 )
 
             active_primals = [p for a, p in zip(active, primals) if a]
-            out, out_tangents = jax.jvp(restricted, active_primals, list(tangents))
+            out, out_tangents = jax.jvp(function, active_primals, list(tangents))
             inexact = [jnp.issubdtype(aval.dtype, jnp.inexact) for aval in self.outs]
             # Some of JAX's rules return tangents that are NumPy arrays.
             tangents_out = [jnp.asarray(t) for i, t in zip(inexact, out_tangents) if i]
@@ -112,7 +116,7 @@ class Operation:
         tangents = [p for a, p in zip(active, primals) if a]
         try:
             return jax.make_jaxpr(jvp)(primals, tangents)
-        except (NotImplementedError, TypeError, ValueError) as error:
+        except _failures as error:
             raise NotImplementedError(self._no_jvp_message(error)) from error
 
     def _no_jvp_message(self, error: Exception) -> str:
@@ -121,7 +125,5 @@ class Operation:
             f"{summarize(self.source)}, depends on the state or on time, and JAX "
             f"cannot differentiate it forwards ({type(error).__name__}: {error}). Give "
             "the function that calls it a derivative by `jax.custom_jvp`, or the "
-            "primitive a rule by `diffrax_speedreg.rules.register`; or, if its "
-            "derivative is to be zero, put `jax.lax.stop_gradient` around its "
-            "arguments."
+            "primitive a rule by `diffrax_speedreg.rules.register`."
         )

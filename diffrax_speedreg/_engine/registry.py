@@ -1,4 +1,4 @@
-"""Which rule expands which primitive."""
+"""Registry of the rules that expand primitives."""
 
 from collections.abc import Callable, Sequence
 from typing import final, TypeAlias
@@ -10,7 +10,7 @@ from .operation import Operation
 from .series import Recurrence, Series
 
 
-# Makes the recurrence that gives the outputs of an operation, from its inputs.
+# A function that makes the recurrence for the outputs of an operation.
 MakeRecurrence: TypeAlias = Callable[
     [Operation, Sequence[Series], Sequence[Series]], Recurrence | None
 ]
@@ -27,22 +27,22 @@ def _if_inputs_are(operation: Operation, inputs: Sequence[Series]) -> list[bool]
 
 @final
 class Rule(eqx.Module):
-    r"""How a primitive acts on power series.
+    r"""Rule that expands a primitive in power series.
 
-    A primitive $v = p(u)$ needs no rule if JAX can differentiate it forwards: its
-    expansion then follows from its JVP rule. A rule is worth its lines where there is a
-    shorter recurrence for the coefficients $v_k$.
+    Write one only for a primitive $v = p(u)$ without a JVP rule, or if there is a
+    recurrence for the coefficients $v_k$ that is cheaper than its JVP rule. The library
+    has rules for linear and for bilinear primitives.
 
     !!! example
 
-        The convolution `convolve_p` of two arrays is linear in each of them, so that
-        $v_k = \sum_j a_j * b_{k - j}$. There is a ready-made rule for this,
+        The convolution `convolve_p` of two arrays is bilinear, so that $v_k = \sum_j
+        a_j * b_{k - j}$. Register the rule for bilinear primitives,
 
         ```python
         dsr.rules.register(convolve_p, dsr.rules.bilinear)
         ```
 
-        which could be written as
+        which is equivalent to
 
         ```python
         def recurrence(operation, inputs, outputs):
@@ -61,20 +61,20 @@ class Rule(eqx.Module):
 
     **Arguments:**
 
-    - `recurrence`: a function `(operation, inputs, outputs) -> coefficients`, from the
-        operation (the primitive, its parameters, the shapes and dtypes of its inputs
-        and outputs) and the [`diffrax_speedreg.rules.Series`][] of its inputs and
-        outputs. `coefficients(k)` returns the list of the k-th coefficients of all
-        outputs, `None` for those that are zero, from the coefficients $0, \ldots, k$ of
-        the inputs and $0, \ldots, k - 1$ of the outputs. It is called once for each $k
-        \geq 1$, in order; for $k = 0$ the primitive itself is. Instead of
-        `coefficients`, `None` says that there is no recurrence for these parameters,
-        and that the JVP rule is to be used.
-    - `is_zero`: whether the output is zero by structure, from the list of those truths
-        about the inputs of inexact dtype: `any` for a product, `all` for a sum.
-    - `constants`: a function `(operation, inputs) -> list[bool]` that says which of the
-        outputs have no coefficients above order 0. By default all, if this is so for
-        all of the inputs, else none.
+    - `recurrence`: a function `(operation, inputs, outputs) -> coefficients` of an
+        [`diffrax_speedreg.rules.Operation`][], the list of the
+        [`diffrax_speedreg.rules.Series`][] of its inputs, and that of its outputs.
+        `coefficients(k)` returns the list of the k-th coefficients of the outputs, with
+        `None` for zeros. It may use the coefficients $0, \ldots, k$ of the inputs and
+        $0, \ldots, k - 1$ of the outputs. It is called once for each $k \geq 1$, in
+        order. For $k = 0$ the primitive is evaluated. If `recurrence` returns `None`,
+        the JVP rule is used.
+    - `is_zero`: a function `list[bool] -> bool`. The list says which inputs of inexact
+        dtype are symbolic zeros. The result says whether the outputs are. Pass `any`
+        for a product, and `all` for a sum.
+    - `constants`: a function `(operation, inputs) -> list[bool]` that says which
+        outputs have no coefficients above order 0. By default, these are all outputs if
+        no input has such coefficients, and none otherwise.
     """
 
     recurrence: MakeRecurrence
@@ -83,25 +83,24 @@ class Rule(eqx.Module):
 
 
 _rules: dict[jex.Primitive, Rule] = {}
-# For primitives that JAX has no public name for, or other ones in other releases.
+# For primitives without a public name in JAX, or with one that depends on the release.
 _rules_by_name: dict[str, Rule] = {}
 
 
 def register(primitive: jex.Primitive | str, rule: Rule) -> None:
-    """Expands a primitive by a rule from now on.
+    """Registers the rule by which a primitive is expanded.
 
-    The library's own rules are registered in the same way. A rule that there is already
-    is replaced; what was traced or compiled before keeps it.
+    It replaces an earlier rule of the primitive. Functions that are already traced or
+    compiled keep the earlier rule.
 
     **Arguments:**
 
-    - `primitive`: a `jax.extend.core.Primitive`, or the name of one, for those that
-        cannot be imported.
+    - `primitive`: a `jax.extend.core.Primitive`, or its name if it can't be imported.
     - `rule`: a [`diffrax_speedreg.rules.Rule`][].
 
     **Raises:**
 
-    A `TypeError` for anything else.
+    A `TypeError` if `primitive` or `rule` is of another type.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"Expected a `diffrax_speedreg.rules.Rule`, but got {rule!r}.")

@@ -1,5 +1,4 @@
 import functools
-import operator
 from typing import Any
 
 import equinox as eqx
@@ -10,20 +9,20 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
-from .._checks import check_positive_integer
+from .._checks import check_integer, check_key, check_positive_integer
 
 
 class Batches(eqx.Module):
-    """Batches of a data set, in an order that a key and the step decide.
+    """Batches of a data set, in an order that depends only on a key and the step.
 
-    Each epoch goes through the data in a new order; the last samples of it that do not
-    fill a batch are left out. There is nothing to be saved of where one is in the data:
-    a training that goes on from step 1000 gets the batch that it would have got.
+    Pass it to [`diffrax_speedreg.training.fit`][]. Each epoch goes through the data in
+    a new order, and leaves out the last samples if they do not fill a batch. A run that
+    resumes at step 1000 gets the same batches as an uninterrupted one.
 
     !!! example
 
         ```python
-        batches = dsr.Batches((images, labels), 128)
+        batches = dsr.training.Batches((images, labels), 128)
         batch = batches(jax.random.key(0), 1000)
         ```
     """
@@ -34,19 +33,28 @@ class Batches(eqx.Module):
     def __init__(self, data: PyTree[Any], size: int):
         """**Arguments:**
 
-        - `data`: a pytree of arrays, whose first axes are the samples. They are kept in
-            the memory of the host.
+        - `data`: a pytree of arrays, whose first axes are the samples. They stay in the
+            memory of the host.
         - `size`: the number of samples in a batch.
 
-        A `ValueError` is raised if arrays differ in their number of samples, if there
-        are fewer than fill a batch, or if some are not finite.
+        **Raises:**
+
+        A `ValueError` if the arrays have different numbers of samples or none, if there
+        are fewer samples than `size`, or if a value is not finite.
         """
         self.data = jtu.tree_map(np.asarray, data)
         self.size = check_positive_integer(size, "size")
         leaves = jtu.tree_leaves_with_path(self.data)
         if not leaves:
             raise ValueError(f"The data have no arrays: got {data!r}.")
-        counts = {f"data{jtu.keystr(path)}": _length(leaf) for path, leaf in leaves}
+        for path, leaf in leaves:
+            if leaf.ndim == 0 or leaf.dtype.hasobject:
+                raise ValueError(
+                    "The data must be arrays of numbers, whose first axes are the "
+                    f"samples, but `data{jtu.keystr(path)}` is {leaf[()]!r}. Convert "
+                    "lists of rows by `numpy.array(rows)`."
+                )
+        counts = {f"data{jtu.keystr(path)}": len(leaf) for path, leaf in leaves}
         if len(set(counts.values())) > 1:
             raise ValueError(
                 "All arrays of the data must have the same number of samples along the "
@@ -67,24 +75,25 @@ class Batches(eqx.Module):
 
     @property
     def num_batches(self) -> int:
-        """In an epoch."""
+        """The number of batches in an epoch."""
         return self.num_samples // self.size
 
     def __call__(
         self, key: Key[Array, ""], step: int | Int[Array, ""]
     ) -> PyTree[np.ndarray]:
-        """Looks up a batch.
+        """Returns the batch of a step.
 
         **Arguments:**
 
-        - `key`: a `jax.random.key` that decides the order.
+        - `key`: a `jax.random` key that determines the order.
         - `step`: the number of batches before this one, such as `state.step`.
 
         **Returns:**
 
-        The batch: arrays like the data's, with `size` samples.
+        A pytree like the data, with `size` samples.
         """
-        epoch, index = divmod(operator.index(step), self.num_batches)
+        check_key(key)
+        epoch, index = divmod(check_integer(step, "step", 0), self.num_batches)
         words = tuple(np.asarray(_key_data(key)).tolist())
         order = _order(words, epoch, self.num_samples)
         chosen = order[index * self.size : (index + 1) * self.size]
@@ -92,7 +101,7 @@ class Batches(eqx.Module):
 
 
 def describe_non_finite(tree: PyTree[Any], name: str) -> str | None:
-    """Where in a pytree of host arrays there is something that is not finite."""
+    """Describes where in a pytree of host arrays a number is not finite, if any."""
     for path, leaf in jtu.tree_leaves_with_path(tree):
         if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
             continue
@@ -107,15 +116,10 @@ def describe_non_finite(tree: PyTree[Any], name: str) -> str | None:
     return None
 
 
-def _length(leaf: np.ndarray) -> int | None:
-    return len(leaf) if leaf.ndim else None
-
-
-# There is one for each step, and primitives that are not compiled are slow.
+# This is called in each step, and compiled since single primitives are slow.
 _key_data = jax.jit(jr.key_data)
 
 
-# A training asks for the same order again and again.
 @functools.lru_cache(maxsize=4)
 def _order(words: tuple[int, ...], epoch: int, num_samples: int) -> np.ndarray:
     return np.random.default_rng([*words, epoch]).permutation(num_samples)
