@@ -12,6 +12,10 @@ from .helpers.configuration import (
     configure,
     keep_compiled,
 )
+from .helpers.one_each import (
+    pytest_addoption as pytest_addoption,
+    pytest_collection_modifyitems as pytest_collection_modifyitems,
+)
 from .helpers.slow_tests import pytest_terminal_summary as pytest_terminal_summary
 
 
@@ -20,7 +24,7 @@ collect_garbage_seldom()
 
 
 def pytest_configure(config):
-    # The engine makes closures for every equation: to check them all takes long.
+    # The engine makes closures for every equation. Checks of all of them take long.
     check_types(engine=config.option.markexpr != "not thorough")
     if hasattr(config, "cache"):  # There is none with `-p no:cacheprovider`.
         keep_compiled(config.cache.mkdir("jax"))
@@ -33,7 +37,7 @@ def key():
 
 @pytest.fixture
 def without_type_checks():
-    """As users have it: what is wrong meets the library's own checks."""
+    """Disables type checks, as for users: the library itself checks the arguments."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -44,8 +48,11 @@ _maps = Path("/proc/self/maps")
 
 @pytest.fixture(autouse=True)
 def few_executables():
-    """Each compiled function takes memory, and a few of the memory maps that a process
-    may have, 65530 on Linux; XLA aborts where there are no more."""
+    """Clears compiled functions after a test, if there are many.
+
+    Each of them takes memory, and a few of the memory maps of a process. Linux allows
+    65530 of these, and XLA aborts if there are no more.
+    """
     yield
     if _maps.exists() and _maps.read_bytes().count(b"\n") > 12_000:
         jax.clear_caches()

@@ -1,4 +1,4 @@
-"""Whatever works with Diffrax's `Tsit5` works with a Taylor-Lagrange solver."""
+"""The solvers of this package work wherever Diffrax's `Tsit5` does."""
 
 from typing import Any
 
@@ -12,11 +12,13 @@ import pytest
 
 from .helpers import finite_difference, tree_allclose
 from .helpers.marks import thorough
+from .helpers.solves import final_state, solve_fixed
 
 
-_solvers = dict(
+_solvers: dict[str, dfx.AbstractAdaptiveSolver] = dict(
     truncated=dsr.TaylorLagrangeSolver(5),
-    corrected=dsr.TaylorLagrangeSolver(4, dsr.CorrectionMLP(2, key=jr.key(0))),
+    corrected=dsr.TaylorLagrangeSolver(4, dsr.MidpointMLP(2, key=jr.key(0))),
+    exponential=dsr.ExponentialTaylorSolver(),
 )
 _y0 = jnp.array([1.0, 0.2])
 
@@ -28,7 +30,7 @@ def _pendulum(t, y, args):
 _term = dfx.ODETerm(_pendulum)
 
 
-@pytest.fixture(params=("corrected", thorough("truncated")))
+@pytest.fixture(params=("corrected", thorough("truncated"), thorough("exponential")))
 def solver(request):
     return _solvers[request.param]
 
@@ -36,7 +38,7 @@ def solver(request):
 def _solve(
     solver, term: Any = _term, y0: Any = _y0, t0=0.0, t1=2.0, tol=1e-9, **kwargs: Any
 ) -> Any:
-    """Adaptively, from a step that Diffrax chooses."""
+    """Solves adaptively, with a first step that Diffrax chooses."""
     kwargs.setdefault("stepsize_controller", dfx.PIDController(rtol=tol, atol=tol))
     return dfx.diffeqsolve(term, solver, t0, t1, None, y0, **kwargs)
 
@@ -88,7 +90,7 @@ def test_event_with_a_root_finder(solver):
 
 
 def test_jump(solver):
-    """Of the vector field, at a time that the step size controller is told."""
+    """The vector field may jump at a time that is passed to the controller."""
     term = dfx.ODETerm(lambda t, y, args: jnp.where(t < 1.0, y, -2 * y))
     controller = dfx.ClipStepSizeController(
         dfx.PIDController(rtol=1e-9, atol=1e-9), jump_ts=jnp.array([1.0])
@@ -98,18 +100,21 @@ def test_jump(solver):
 
 
 def _interpolation(solver, t0, t1):
-    """Between 1 and 4, and between 2 and 6, on straight lines."""
+    """Makes an interpolation from 1 to 4 and from 2 to 6, on straight lines."""
     coefficients = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     return solver.interpolation_cls(t0=t0, t1=t1, coefficients=coefficients)
 
 
-def test_increment_of_dense_output(solver):
-    increment = _interpolation(solver, 0.0, 2.0).evaluate(jnp.array(0.5), 1.5)
+def test_increment_of_dense_output():
+    increment = _interpolation(_solvers["corrected"], 0.0, 2.0).evaluate(
+        jnp.array(0.5), 1.5
+    )
     assert _agree(increment, jnp.array([1.5, 2.0]), 1e-15)
 
 
-def test_dense_output_of_a_step_of_size_zero(solver):
-    """Under `jax.vmap`, a sample that has finished makes such steps."""
+def test_dense_output_of_a_step_of_size_zero():
+    """A sample that has finished makes such steps under `jax.vmap`."""
+    solver = _solvers["corrected"]
     value, slope = jax.jvp(
         lambda t: _interpolation(solver, t, t).evaluate(t), (0.5,), (1.0,)
     )
@@ -135,7 +140,7 @@ def test_multi_term(solver):
 def test_shapes(shape):
     term = dfx.ODETerm(lambda t, y, args: jnp.sin(y) * args)
     y0 = jnp.full(shape, 0.3)
-    correction = dsr.CorrectionMLP(y0, key=jr.key(0))
+    correction = dsr.MidpointMLP(y0, key=jr.key(0))
     for solver in (
         dsr.TaylorLagrangeSolver(4),
         dsr.TaylorLagrangeSolver(3, correction),
@@ -150,7 +155,7 @@ def test_pytree_state():
 
     y0 = dict(a=jnp.array(1.0), b=jnp.array([[0.1, 0.2]]))
     term = dfx.ODETerm(field)
-    correction = dsr.CorrectionMLP(y0, "matrix", key=jr.key(0))
+    correction = dsr.MidpointMLP(y0, "matrix", key=jr.key(0))
     actual = _solve(dsr.TaylorLagrangeSolver(3, correction), term, y0)
     assert _agree(actual.ys, _solve(dfx.Tsit5(), term, y0).ys)
 
@@ -158,8 +163,8 @@ def test_pytree_state():
 @pytest.mark.filterwarnings("ignore:Complex dtype support in Diffrax")
 def test_complex():
     term = dfx.ODETerm(lambda t, y, args: 2j * y)
-    problem = dsr.InitialValueProblem(term, jnp.array([1.0 + 0j]))
-    y1 = dsr.final_state(dsr.solve_fixed(problem, dsr.TaylorLagrangeSolver(6), 20))
+    problem = dsr.training.InitialValueProblem(term, jnp.array([1.0 + 0j]))
+    y1 = final_state(solve_fixed(problem, dsr.TaylorLagrangeSolver(6), 20))
     assert _agree(y1, jnp.exp(jnp.array([2j])), 1e-9)
 
 
@@ -215,7 +220,7 @@ def test_gradient(adjoint, t0, t1):
 
 
 def test_gradient_of_an_adaptive_solve(solver):
-    """Of what the steps compute, whose sizes are not part of the gradient."""
+    """The gradient is that of the computed steps, and not of their sizes."""
 
     def loss(y0):
         return jnp.sum(_solve(solver, y0=y0, tol=1e-9).ys ** 2)
@@ -225,7 +230,7 @@ def test_gradient_of_an_adaptive_solve(solver):
     assert _agree(actual, finite_difference(loss, _y0, direction, 1e-2), 1e-6)
 
 
-class _OwnCorrection(dsr.AbstractCorrection):
+class _OwnCorrection(dsr.AbstractMidpoint):
     def __call__(self, t, dt, y, dy, args):
         return 0.1 * dy
 
@@ -250,7 +255,7 @@ def test_backsolve_with_a_correction(solver):
 
 
 def test_implicit_adjoint():
-    """For a solve that comes to rest: y = args there."""
+    """The solve comes to rest at y = args."""
 
     def loss(args):
         term = dfx.ODETerm(lambda t, y, args: args - y)
@@ -274,7 +279,7 @@ def test_implicit_adjoint():
 
 @pytest.mark.parametrize("field", (0.0, 1.0, "time"))
 def test_error_estimate_of_polynomials(field, solver):
-    """Exact, with steps that grow; and never an estimate that is zero by accident."""
+    """Solves are exact, with growing steps. No estimate is zero by accident."""
     rate = (lambda t: t) if field == "time" else (lambda t: field)
     term = dfx.ODETerm(lambda t, y, args: rate(t) * jnp.ones_like(y))
     solution = _solve(solver, term)
@@ -293,5 +298,5 @@ def test_high_order(order):
     ours = _solve(solver, kepler, y0, t1=2 * jnp.pi, tol=1e-12)
     dopri8 = _solve(dfx.Dopri8(), kepler, y0, t1=2 * jnp.pi, tol=1e-12)
     assert _agree(ours.ys[0], y0, 1e-9)
-    # With the order grows the step, at this tolerance.
+    # At this tolerance, the step grows with the order.
     assert order < 16 or ours.stats["num_steps"] < dopri8.stats["num_steps"]

@@ -15,7 +15,9 @@ from experiments.data import (
     load_physionet,
     miniboone,
     mnist,
+    moons,
     physionet,
+    pinwheel,
     sources,
 )
 from sklearn.utils import Bunch
@@ -34,18 +36,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def no_network(monkeypatch):
-    def fetch(**_):
-        raise OSError("no network")
-
-    monkeypatch.setattr(sources, "fetch_openml", fetch)
-
-
-def _found(data, target):
-    return Bunch(data=data, target=target)
-
-
 def _idx(array):
     header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     return header + array.tobytes()
@@ -53,16 +43,10 @@ def _idx(array):
 
 @pytest.fixture
 def digits(folder, monkeypatch):
-    """The four files of MNIST, with 6 and 4 images of 2 x 3 pixels."""
+    """Writes the four files of MNIST, with 6 and 4 images of 2 x 3 pixels."""
     rng = np.random.default_rng(0)
-    arrays = [
-        array
-        for n in (6, 4)
-        for array in (
-            rng.integers(0, 256, (n, 2, 3), dtype=np.uint8),
-            rng.integers(0, 10, n, dtype=np.uint8),
-        )
-    ]
+    shapes = ((6, 2, 3), 6, (4, 2, 3), 4)
+    arrays = [rng.integers(0, 10, shape, dtype=np.uint8) for shape in shapes]
     for name, array in zip(list(mnist.FILES), arrays):
         (folder / "mnist" / name).write_bytes(gzip.compress(_idx(array)))
         digest = hashlib.sha256(_idx(array)).hexdigest()
@@ -72,54 +56,50 @@ def digits(folder, monkeypatch):
 
 def test_mnist(digits):
     data = load_mnist()
-    assert data.train_images.shape == (6, 6) and data.test_images.shape == (4, 6)
+    images = np.round(data.train_images * 255)
+    np.testing.assert_array_equal(images, digits[0].reshape(6, 6))
     assert data.train_images.dtype == np.float32
-    np.testing.assert_array_equal(
-        np.round(data.train_images * 255), digits[0].reshape(6, 6)
-    )
     np.testing.assert_array_equal(data.train_labels, digits[1])
     np.testing.assert_array_equal(data.test_labels, digits[3])
 
 
-def test_mnist_other_content(digits, folder):
-    path = folder / "mnist" / "t10k-labels-idx1-ubyte.gz"
-    path.write_bytes(gzip.compress(_idx(digits[3] + 1)))
+def test_damaged_mnist(digits, folder):
+    labels, images = (
+        folder / "mnist" / f"{name}-ubyte.gz"
+        for name in ("t10k-labels-idx1", "train-images-idx3")
+    )
+    labels.write_bytes(gzip.compress(_idx(digits[3] + 1)))
     with pytest.raises(DataUnavailable, match="t10k-labels.*checksum.*fetch it again"):
         load_mnist()
-
-
-def test_mnist_truncated(digits, folder):
-    path = folder / "mnist" / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-20])
+    images.write_bytes(images.read_bytes()[:-20])
     with pytest.raises(DataUnavailable, match="train-images.*can't be decompressed"):
         load_mnist()
-
-
-def test_some_files_missing(digits, folder):
-    (folder / "mnist" / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataUnavailable, match="missing.*train-labels-idx1"):
+    labels.unlink()
+    with pytest.raises(DataUnavailable, match="missing.*t10k-labels-idx1"):
         load_mnist()
 
 
 def test_mnist_of_openml(folder, monkeypatch):
     images = np.arange(70_000 * 2).reshape(-1, 2) % 256
     labels = np.array([str(i % 10) for i in range(70_000)], object)
-    monkeypatch.setattr(sources, "fetch_openml", lambda **_: _found(images, labels))
+    found = Bunch(data=images, target=labels)
+    monkeypatch.setattr(sources, "fetch_openml", lambda **_: found)
     data = load_mnist()
     assert (len(data.train_labels), len(data.test_labels)) == (60_000, 10_000)
     np.testing.assert_array_equal(data.test_labels[:3], [0, 1, 2])
 
 
-@pytest.mark.parametrize("load", [load_mnist, load_miniboone])
-def test_neither_files_nor_network(load, folder, no_network):
+@pytest.mark.parametrize("load", [load_mnist, load_miniboone, load_physionet])
+def test_neither_files_nor_network(load, folder, monkeypatch):
+    def fetch(**_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(sources, "fetch_openml", fetch)
     with pytest.raises(DataUnavailable, match=f"Put .* into .*{sources.VARIABLE}"):
         load()
-
-
-def test_no_folder(monkeypatch):
     monkeypatch.setenv(sources.VARIABLE, "/nowhere")
     with pytest.raises(DataUnavailable, match="'/nowhere', which is no folder"):
-        load_mnist()
+        load()
 
 
 def _save(folder, name, rows, columns=miniboone.COLUMNS):
@@ -128,62 +108,46 @@ def _save(folder, name, rows, columns=miniboone.COLUMNS):
     return array.astype(np.float32)
 
 
-def test_miniboone_whole(folder):
-    validation = _save(folder, miniboone.VALIDATION, 5)
-    test = _save(folder, miniboone.TEST, 6)
-    train = _save(folder, miniboone.WHOLE, 40)
-    data = load_miniboone()
-    assert not data.partial
-    for part, expected in zip(data, (train, validation, test)):
-        np.testing.assert_array_equal(part, expected)
-
-
-def test_miniboone_partial(folder):
+@pytest.mark.parametrize("partial", (False, True))
+def test_miniboone(partial, folder):
     validation = _save(folder, miniboone.VALIDATION, 8)
     test = _save(folder, miniboone.TEST, 6)
-    head = _save(folder, miniboone.HEAD, 12)
+    head = _save(folder, miniboone.HEAD if partial else miniboone.WHOLE, 12)
     data = load_miniboone()
-    assert data.partial
+    assert data.partial == partial and len(data.train) == (18 if partial else 12)
     both = np.concatenate([data.train, data.validation])
     np.testing.assert_array_equal(both, np.concatenate([head, validation]))
-    assert len(data.train) == 18
     np.testing.assert_array_equal(data.test, test)
 
 
-@pytest.mark.parametrize("damage", ["columns", "truncated", "pickled"])
-def test_miniboone_damaged(damage, folder):
-    _save(folder, miniboone.VALIDATION, 8)
-    _save(folder, miniboone.WHOLE, 12)
-    _save(folder, miniboone.TEST, 6, columns=42 if damage == "columns" else 43)
+def test_damaged_miniboone(folder):
+    for name in (miniboone.VALIDATION, miniboone.WHOLE):
+        _save(folder, name, 8)
+    _save(folder, miniboone.TEST, 6, columns=42)
+    with pytest.raises(DataUnavailable, match="maf_test_normalised.*must hold 43"):
+        load_miniboone()
     path = folder / "miniboone" / miniboone.TEST
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-8])
-    if damage == "pickled":
-        np.save(path, np.array([[{}] * miniboone.COLUMNS]), allow_pickle=True)
+    path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(DataUnavailable, match="maf_test_normalised.*fetch it again"):
         load_miniboone()
 
 
 def test_miniboone_of_openml(folder, monkeypatch):
-    """Background, an event that was not measured, and a column that repeats itself."""
+    """The data have background, an unmeasured event, and a column that repeats."""
     rng = np.random.default_rng(0)
     columns = rng.normal(3, 2, size=(300, miniboone.COLUMNS + 1))
     columns[:, 5] = np.round(columns[:, 5] / 4)
     columns[0, 0] = -999
     signal = np.array(["True"] * 201 + ["False"] * 99, object)
-    monkeypatch.setattr(sources, "fetch_openml", lambda **_: _found(columns, signal))
+    found = Bunch(data=columns, target=signal)
+    monkeypatch.setattr(sources, "fetch_openml", lambda **_: found)
     data = load_miniboone()
     assert [len(data.train), len(data.validation), len(data.test)] == [162, 18, 20]
     rest = np.concatenate([data.train, data.validation])
-    assert rest.shape[1] == miniboone.COLUMNS
     np.testing.assert_allclose(rest.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(rest.std(axis=0), 1, atol=1e-5)
-
-
-def test_miniboone_unexpected_columns():
-    signal = np.random.default_rng(0).normal(size=(100, 50))
     with pytest.raises(DataUnavailable, match="50 columns after cleaning"):
-        miniboone.prepare(signal)
+        miniboone.prepare(rng.normal(size=(100, 50)))
 
 
 RECORD = """Time,Parameter,Value
@@ -198,83 +162,54 @@ RECORD = """Time,Parameter,Value
 """
 
 
-def _archive(path, records):
-    with tarfile.open(path, "w:gz") as archive:
-        for patient, text in records.items():
-            member = tarfile.TarInfo(f"{path.name[:5]}/{patient}.txt")
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
-
-
-@pytest.fixture
-def patients(folder):
-    """Nine with observations, and one without."""
+def write_patients(folder, record=RECORD):
+    """Writes nine patients with observations, and one without."""
     for i, name in enumerate(physionet.FILES):
-        numbers = range(100 + 5 * i, 105 + 5 * i)
-        records = {n: RECORD.format(patient=n, rate=n - 40) for n in numbers}
-        if i:
-            records[109] = "\n".join(RECORD.splitlines()[:4])
-        _archive(folder / "physionet2012" / name, records)
+        with tarfile.open(folder / name, "w:gz") as archive:
+            for n in range(100 + 5 * i, 105 + 5 * i):
+                text = record.format(patient=n, rate=n - 40)
+                if n == 109:
+                    text = "\n".join(text.splitlines()[:4])
+                member = tarfile.TarInfo(f"{name[:5]}/{n}.txt")
+                member.size = len(text)
+                archive.addfile(member, io.BytesIO(text.encode()))
 
 
-def test_physionet(patients):
-    data = load_physionet()
-    assert [len(part.times) for part in data] == [7, 2]
+def test_physionet(folder, monkeypatch):
+    write_patients(folder / "physionet2012")
+    parts = load_physionet()
+    assert [len(part.values) for part in parts] == [7, 2]
     rate, temperature, weight = map(physionet.FEATURES.index, ("HR", "Temp", "Weight"))
-    for part in data:
-        np.testing.assert_array_equal(part.times, len(part.times) * [[0, 2]])
-        assert part.mask[:, :, rate].all() and part.mask[:, 1, temperature].all()
-        assert part.mask.sum() == 3 * len(part.times)
-        assert not part.mask[:, :, weight].any()
+    for part in parts:
+        assert part.mask[:, [0, 2], rate].all() and part.mask[:, 2, temperature].all()
+        assert part.mask.sum() == 3 * len(part.mask)
+        assert not part.mask[:, :, weight].any() and not part.mask[:, [1, 3]].any()
         assert np.isfinite(part.values).all() and (part.values[~part.mask] == 0).all()
-    rates = data.train.values[:, :, rate]
+    rates = parts[0].values[:, [0, 2], rate]
     assert (rates.min(), rates.max()) == (0, 1)
     # Two observations within half an hour are averaged: at most (68 + 80) / 2.
     assert (rates[:, 1] == 1).all() and (rates[:, 0] < 0.35).all()
-
-
-def test_physionet_again(patients, folder, monkeypatch):
-    """It is the same from what was kept, for which no archive is read."""
-    first = load_physionet()
+    # The kept data are the same, and no archive is read.
     monkeypatch.setattr(physionet, "read_records", None)
-    for part, again in zip(first, load_physionet()):
-        for array, other in zip(part, again):
-            np.testing.assert_array_equal(array, other)
+    for part, again in zip(parts, load_physionet()):
+        np.testing.assert_array_equal(part.values, again.values)
+        np.testing.assert_array_equal(part.mask, again.mask)
 
 
-def test_physionet_resolution(patients):
-    data = load_physionet(resolution=0.25)
-    np.testing.assert_allclose(data.train.times[0], [0, 0.25, 1.75])
-
-
-def test_physionet_missing(folder):
-    with pytest.raises(DataUnavailable, match="physionet.org.*Put set-a.tar.gz"):
+def test_physionet_damaged(folder):
+    write_patients(folder / "physionet2012", "Time,Value\n")
+    with pytest.raises(DataUnavailable, match="starts with 'Time,Value', not"):
         load_physionet()
-
-
-def test_physionet_truncated(patients, folder):
-    path = folder / "physionet2012" / "set-b.tar.gz"
+    path = folder / "physionet2012" / "set-a.tar.gz"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataUnavailable, match="set-b.tar.gz can't be read"):
+    with pytest.raises(DataUnavailable, match="set-a.tar.gz can't be read"):
         load_physionet()
 
 
-def test_physionet_on_grid(patients):
-    train = load_physionet().train
-    grid = physionet.on_grid(train, np.arange(4, dtype=np.float32))
-    assert grid.values.shape == (7, 4, len(physionet.FEATURES))
-    np.testing.assert_array_equal(grid.times, 7 * [[0, 1, 2, 3]])
-    np.testing.assert_array_equal(grid.values[:, [0, 2]], train.values)
-    np.testing.assert_array_equal(grid.mask[:, [0, 2]], train.mask)
-    assert not grid.mask[:, [1, 3]].any()
-
-
-def test_physionet_on_grid_with_padding():
-    times = np.array([[0, 3], [2, 2]], np.float32)
-    mask = np.array([[[True], [True]], [[True], [False]]])
-    series = physionet.TimeSeries(times, np.where(mask, 0.5, 0), mask)
-    grid = physionet.on_grid(series, np.arange(4))
-    np.testing.assert_array_equal(grid.mask[:, :, 0], [[1, 0, 0, 1], [0, 0, 1, 0]])
-    np.testing.assert_array_equal(grid.values, np.where(grid.mask, 0.5, 0))
-    with pytest.raises(ValueError, match="not among the 3"):
-        physionet.on_grid(series, np.arange(3))
+@pytest.mark.parametrize("sampler", (moons, pinwheel))
+def test_planar_samples(sampler):
+    """The density is around the origin, and almost all of it is within the picture."""
+    many = sampler(np.random.default_rng(0), 10_000)
+    assert many.shape == (10_000, 2) and many.dtype == np.float32
+    assert np.abs(many.mean(axis=0)).max() < 0.1
+    assert (np.abs(many) < 4).mean() > 0.99

@@ -17,6 +17,7 @@ from scipy.integrate import solve_ivp
 
 from .helpers import tree_allclose
 from .helpers.marks import thorough
+from .helpers.solves import final_state, solve_adaptive
 
 
 def _predator_and_prey(t, y):
@@ -63,12 +64,12 @@ _problems = dict(
 def _problem(name):
     field, y0 = _problems[name]
     term = dfx.ODETerm(lambda t, y, args: field(t, y))
-    return dsr.InitialValueProblem(term, jnp.array(y0), 0.0, 20.0)
+    return dsr.training.InitialValueProblem(term, jnp.array(y0), 0.0, 20.0)
 
 
 @functools.cache
 def _reference(name):
-    """The final state, to many more digits than are asked for below."""
+    """Computes the final state, to many more digits than the tests need."""
     field, y0 = _problems[name]
     compiled = jax.jit(field)
     solution = solve_ivp(
@@ -86,13 +87,13 @@ def _reference(name):
 @pytest.mark.parametrize("tolerance", (thorough(1e-6), 1e-10))
 @pytest.mark.parametrize("name", _problems)
 def test_adaptive(name, tolerance):
-    """Errors stay proportional to the tolerance, which bounds those of single steps."""
+    """Errors are proportional to the tolerance, which bounds those of single steps."""
     problem = _problem(name)
     if tolerance == 1e-6:
-        correction = dsr.CorrectionMLP(len(problem.y0), key=jr.key(0))
+        correction = dsr.MidpointMLP(len(problem.y0), key=jr.key(0))
         solver = dsr.TaylorLagrangeSolver(3, correction)
     else:
         solver = dsr.TaylorLagrangeSolver(8)
-    y1 = dsr.final_state(dsr.solve_adaptive(problem, solver, tolerance))
+    y1 = final_state(solve_adaptive(problem, solver, tolerance))
     expected = jnp.asarray(_reference(name))
     assert tree_allclose(y1, expected, rtol=0.0, atol=100 * tolerance)

@@ -1,8 +1,10 @@
 """The pages of the documentation."""
 
+import operator
 import re
 from pathlib import Path
 
+import diffrax_speedreg as dsr
 import numpy as np
 import pytest
 
@@ -11,9 +13,10 @@ from .helpers.scripts import run_code
 
 _root = Path(__file__).parents[1]
 _pages = sorted((_root / "docs").glob("*.md"))
-# That of the results is generated, which `test_results.py` is about.
-_written = [page for page in _pages if page.stem != "results"]
+# Those of the results are generated, which `test_experiments.py` is about.
+_written = [p for p in _pages if p.stem not in ("results", "where_it_pays")]
 _written.append(_root / "README.md")
+_texts = [*sorted((_root / "docs").rglob("*.md")), _root / "README.md"]
 _results = "".join(
     path.read_text()
     for folder in ("benchmarks", "experiments")
@@ -37,20 +40,20 @@ def test_code_runs(page):
 def test_code_of_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = run_code(_training)
-    assert names["state"].step == 40
-    assert np.isfinite(names["dynamics"].total)
+    assert names["state"].step == 42
+    assert np.isfinite(names["report"].loss)
+    fitted = names["fitted"]
+    assert names["best"] in fitted.runge_kutta and fitted.errors.shape == (20,)
     files = [path.name for path in names["checkpoints"].folder.iterdir()]
     assert files == ["step-0000000040.ckpt"]
-    loss, hyperparameters = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"loss 0\.\d+, remainders \S+", loss)
-    expected = dict(seed=0, width=16, samples=256, batch_size=64)
-    assert hyperparameters == str(expected)
+    (loss,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"loss 0\.\d+, penalty \S+", loss)
 
 
 def test_loop_of_your_own_is_short():
     _, section = _training.read_text().split("## A loop of your own")
     (code, *_) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert "dynamics_step" in code and "remainder_step" in code
+    assert "model_step" in code and "solver_step" in code
     assert len(code.splitlines()) < 40
 
 
@@ -63,8 +66,27 @@ def test_measured_tables_are_those_of_the_results(page):
 
 
 @pytest.mark.parametrize(
-    "page", [*_pages, _root / "README.md"], ids=lambda page: page.stem
+    "page",
+    [*_texts, *sorted((_root / "notebooks").glob("*.ipynb"))],
+    ids=lambda page: str(page.relative_to(_root)),
 )
+def test_names_exist(page):
+    # Code for earlier versions is marked as `py`.
+    text = re.sub(r"```py\n.*?```", "", page.read_text(), flags=re.DOTALL)
+    names = re.findall(r"\b(?:dsr|diffrax_speedreg)((?:\.[A-Za-z]\w*)+)", text)
+    # Files have the name of the package, too.
+    names = {name[1:] for name in names if not name.endswith((".py", ".md"))}
+
+    def exists(name):
+        try:
+            return operator.attrgetter(name)(dsr) is not None
+        except AttributeError:
+            return False
+
+    assert [name for name in sorted(names) if not exists(name)] == []
+
+
+@pytest.mark.parametrize("page", _texts, ids=lambda page: str(page.relative_to(_root)))
 def test_links_to_files(page):
     links = re.findall(r"\]\((?!https?://|#)([^)#]*)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []

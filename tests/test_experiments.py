@@ -1,17 +1,16 @@
-"""The experiments on the papers' tasks, by their command lines."""
+"""The command of the experiments: runs, records, tables and pages."""
 
+import dataclasses
 import json
-from argparse import Namespace
-from typing import Any
+import re
+import warnings
 
-import diffrax as dfx
-import diffrax_speedreg as dsr
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from experiments import classification, digits, records, toy
-from experiments.classification import Batch
+from experiments import config, page, record, tables, tolerances, toy
+from experiments.record import Record
+from experiments.tasks import find, TASKS
 
 from .helpers.scripts import run
 
@@ -20,143 +19,160 @@ from .helpers.scripts import run
 pytestmark = pytest.mark.thorough
 
 
-def _run(name, *options, **environment):
-    return run(f"experiments.{name}", *options, environment=environment)
+def _run(*words, **environment):
+    return run("experiments.__main__", *words, environment=environment)
 
 
-@pytest.mark.parametrize("name", ["toy", "mnist"])
-def test_help(name):
-    result = _run(name, "--help")
-    assert result.returncode == 0
-    for option in ("seed", "epochs", "quick", "order", "lambda", "output"):
-        assert f"--{option}" in result.stdout
+def _record(method="plain", seed=0, task="digits", version="0.2.0", **others):
+    settings = find(task).options().recorded(["budget"])
+    versions = {record.PACKAGE: version, "jax": "0.7.0"}
+    return Record(task, method, seed, settings, versions, dict(cores=2), **others)
 
 
-def test_toy(tmp_path):
-    result = _run("toy", "--quick", "--output", tmp_path)
+@pytest.mark.parametrize("name", TASKS)
+def test_quick_run(name, tmp_path, monkeypatch):
+    """A small run of each task makes records, a table and a picture."""
+    monkeypatch.setattr("experiments.config.QUICK", tmp_path)
+    monkeypatch.setattr("experiments.__main__.QUICK", tmp_path)
+    result = _run("quick", name)
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "toy.json").read_text())
-    plain, speed = record["results"]
-    assert [plain["method"], speed["method"]] == ["plain", "speed R_3"]
-    for outcome in (plain, speed):
-        # The map is not the identity, whose error this is.
-        identity = np.sqrt(np.mean(np.linspace(-2, 2, 1001) ** 6))
-        assert outcome["error"] < identity / 2
-        assert len(outcome["states"]) == len(outcome["evaluations"])
-        for states in outcome["states"]:
-            assert len(states) == len(outcome["times"])
-        for times in outcome["evaluations"]:
-            assert times[0] == 0 and times[-1] == 1
-        assert outcome["nfe"].keys() == {"Dopri5", "Bosh3"}
-    assert (tmp_path / "toy.png").stat().st_size > 10_000
+    if "left out. " in result.stdout:
+        pytest.skip(result.stdout)
+    found = record.load(tmp_path)
+    assert found and all(r.finished and r.options["quick"] is True for r in found)
+    assert "|" in page.section(find(name), found)
+    if find(name).build is not None:
+        assert len(found[0].tolerances) == 12 and found[0].tolerances[0]["nfe"] > 0
+        timed = _run("time", name, "--quick", "--output", tmp_path)
+        assert timed.returncode == 0, timed.stderr
+        assert "compilation" in timed.stdout
+        table = page.section(find(name), record.load(tmp_path))
+        assert re.search(r"\d m?s\b", table) or "refused" in timed.stdout
 
 
-def test_toy_table(tmp_path):
-    outcome = dict(method="plain", error=0.012, nfe=dict(Dopri5=50.6, Bosh3=125.94))
-    outcome |= dict(speed=117.2, training_seconds=12.3)
-    failure = dict(method="speed R_3", failure="Training diverged at step 3.")
-    record = dict(options=dict(epochs="20"), results=[outcome, failure])
-    (tmp_path / "toy.json").write_text(json.dumps(record))
-    table = toy.table(tmp_path)
-    assert table is not None
-    _, _, plain, speed, *rest = table.splitlines()
-    cells = [cell.strip() for cell in plain.strip("|").split("|")]
-    assert cells == ["plain", "0.012", "50.6", "125.9", "117", "12 s"]
-    assert "Training diverged at step 3." in speed
-    assert "`python -m experiments.toy --epochs 20`" in "\n".join(rest)
+def test_run_again(tmp_path):
+    """Records that are there are not made again, except with other settings."""
+    words = "run", "midpoints", "--quick", "--output", tmp_path
+    assert "finished" in _run(*words).stdout
+    again = _run(*words)
+    assert again.returncode == 0 and "there already" in again.stdout
+    assert "midpoints-one-step-quick-true-1.json" in _run(*words, "--seeds", 1).stdout
+    path = tmp_path / "midpoints-one-step-quick-true-0.json"
+    made = record.read(path)
+    older = made.versions | {record.PACKAGE: "0.1.0"}
+    dataclasses.replace(made, versions=older).save(path)
+    assert "of another version of the package" in _run(*words).stdout
+    assert record.read(path).version == made.version
 
 
-def test_toy_records_a_divergence(tmp_path):
-    result = _run("toy", "--quick", "--learning-rate", "1e300", "--output", tmp_path)
-    assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "toy.json").read_text())
-    assert all("Training" in outcome["failure"] for outcome in record["results"])
-    assert not (tmp_path / "toy.png").exists()
+def test_divergence_is_recorded(tmp_path):
+    words = "run", "digits", "plain", "--quick", "--learning-rate", "1e9"
+    result = _run(*words, "--output", tmp_path)
+    assert result.returncode == 1 and "error: all runs failed" in result.stderr
+    (made,) = record.load(tmp_path)
+    assert made.failure is not None and made.failure.startswith("Training")
+    assert f"1 of 1 failed: {made.failure}" in result.stdout
 
 
-def test_mnist_unknown_method(tmp_path):
-    result = _run("mnist", "plane", "--output", tmp_path)
-    assert result.returncode == 2
-    assert "the methods are plain, augmented R_K" in result.stderr
-    assert "but got 'plane'" in result.stderr
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["runs"], "no command 'runs'"),
+        (["run"], "name a task: the tasks are toy, digits"),
+        (["run", "moon"], "the tasks are toy, .*, but got 'moon'"),
+        (["run", "mnist", "plane"], "the methods are plain, .*, but got 'plane'"),
+        (["run", "toy", "--epochs", "0"], "--epochs must be a positive integer, but"),
+        (["run", "toy", "--seeds", "-1"], "--seeds must be from 0 to"),
+        (["time", "orders"], "orders has no methods to be timed"),
+        (["tables", "toy"], "tables has no options"),
+    ],
+)
+def test_bad_words(words, message):
+    result = _run(*words)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit, match=message):
+        raise SystemExit(result.stderr)
 
 
-def test_mnist_damaged_data(tmp_path):
-    folder = tmp_path / "mnist"
-    folder.mkdir()
-    (folder / "train-images-idx3-ubyte.gz").write_bytes(b"")
-    result = _run(
-        "mnist", "plain", "--output", tmp_path, DIFFRAX_SPEEDREG_DATA=str(tmp_path)
-    )
+def test_missing_data(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(b"")
+    words = "run", "mnist", "plain", "--output", tmp_path
+    result = _run(*words, DIFFRAX_SPEEDREG_DATA=str(tmp_path))
     assert result.returncode == 1
     assert "error: These files of mnist are missing" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
-def _result():
-    steps = np.array([0.5, 1, np.inf])
-    states = np.arange(30.0).reshape(3, 10) ** 2
-    trajectory = records.Trajectory(np.linspace(0, 1, 3), states, steps)
-    return records.Result(
-        "plain", 0.5, 31, 1e-3, 2e-3, 3.0, [25, 31], [2.0, 1.0], trajectory
-    )
+def test_listing(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.__main__.RESULTS", tmp_path)
+    _record(version="0.1.0").save(tmp_path / "a.json")
+    listed = _run().stdout
+    assert "digits:\n  plain: 1 records, of version 0.1.0, not" in listed
+    assert "  R_3: missing" in listed
 
 
-def test_records(tmp_path):
-    options = Namespace(seed=0, output=tmp_path)
-    records.save(tmp_path / "a.json", options, _result())
-    loaded = records.load(tmp_path / "a.json")
-    assert isinstance(loaded, records.Result)
-    assert records.figures(loaded) == records.figures(_result())
-    np.testing.assert_array_equal(loaded.trajectory.steps, [0.5, 1])
-    # Later columns move more.
-    expected = _result().trajectory.states[:, 2:]
-    np.testing.assert_array_equal(np.sort(loaded.trajectory.states), expected)
-    record = json.loads((tmp_path / "a.json").read_text())
-    assert record["versions"].keys() >= {"jax", "diffrax"}
-    assert record["options"] == {"seed": "0"}
+def test_record_in_a_file(tmp_path):
+    numbers = dict(loss=0.1234567, own_loss=float("nan"), array=np.arange(3.0))
+    made = _record(metrics=numbers, rows=[dict(nfe=dict(Heun=1.5), weight=None)])
+    made.save(tmp_path / "a.json")
+    (loaded,) = record.load(tmp_path)
+    assert loaded.metrics == dict(loss=0.123457, own_loss=None, array=[0.0, 1.0, 2.0])
+    assert loaded.rows == made.rows and loaded.settings == made.settings
+    assert '"array": [ 0.0, 1.0, 2.0 ]' in (tmp_path / "a.json").read_text()
 
 
-def test_record_of_failure(tmp_path):
-    options = Namespace(seed=0)
-    records.save(tmp_path / "a.json", options, "Training diverged")
-    assert records.load(tmp_path / "a.json") == "Training diverged"
-
-
-def test_batches():
-    images: Any = np.arange(10, dtype=np.float32)[:, None]
-    labels: Any = np.arange(10)
-    data = Batch(images, labels)
-    batches, again = (classification.Batches(data, 3, seed=0) for _ in range(2))
-    assert batches.per_epoch == 3
-    seen = [
-        np.concatenate([batches(3 * e + i).labels for i in range(3)]) for e in (0, 1)
+def test_table():
+    """Rows are means over the seeds of the newest version."""
+    accuracies = {"plain": (0.5, 0.7), "Taylor-Lagrange 2": (0.55, 0.75)}
+    records = [
+        _record(method, seed, metrics=dict(own_accuracy=a, training_seconds=2.0))
+        for method, pair in accuracies.items()
+        for seed, a in enumerate(pair)
     ]
-    assert all(len(set(labels.tolist())) == 9 for labels in seen)
-    assert (seen[0] != seen[1]).any()
-    np.testing.assert_array_equal(again(4).labels, batches(4).labels)
-    np.testing.assert_array_equal(batches(4).images[:, 0], batches(4).labels)
+    records.append(_record(version="0.1.0", metrics=dict(own_accuracy=0.0)))
+    records.append(_record("R_3", failure="Training diverged."))
+    frame = tables.method_table(find("digits"), records)
+    rows = {row["method"]: row for row in frame.to_dict("records")}
+    assert rows["plain"]["test accuracy"] == "60.00% ± 10.00%"
+    equal = rows["Taylor-Lagrange 2"]
+    assert equal["test accuracy"] == "65.00% ± 10.00% (equal)"
+    assert equal["faster"] == "1x" and "NFE" not in equal
+    failed = [row for name, row in rows.items() if name.startswith("R_3")]
+    assert failed[0]["test accuracy"] == "1 of 1 failed: Training diverged."
+    assert "plain of version 0.1.0" in page.details(find("digits"), records)
 
 
-def test_batches_larger_than_data():
-    images: Any = np.zeros((4, 1))
-    labels: Any = np.zeros(4)
-    data = Batch(images, labels)
-    with pytest.raises(ValueError, match="4 images do not fill a batch of 5"):
-        classification.Batches(data, 5, seed=0)
+def test_command():
+    made = _record(task="moons", method="RNODE")
+    options = made.options | dict(kinetic=0.5, penalty=1.0, gone=3)
+    changed = dataclasses.replace(made, options=options, seed=2)
+    assert find("moons").label(changed) == "RNODE, kinetic 0.5, gone 3"
+    assert find("moons").commands([[changed]]) == [
+        "python -m experiments run moons RNODE --kinetic 0.5 --seeds 2"
+        "  # then with gone 3"
+    ]
 
 
-def test_both_losses_with_the_speed(key):
-    """By augmentation and by quadrature the same, and more than the plain one."""
-    digits_key, image_key = jr.split(key)
-    model = digits.classifier(digits_key)
-    images = jr.uniform(image_key, (5, digits.PIXELS), jnp.float64)
-    batch = Batch(images, jnp.arange(5))
-    adaptive = classification.Adaptive(dfx.Dopri5(), tolerance=1e-8, max_steps=256)
-    weight = 300
-    speed = lambda key, batch: dsr.Speed(2)
-    plain = adaptive.plain_loss(model, batch, key)
-    augmented = adaptive.augmented_loss(speed, weight)(model, batch, key)
-    quadrature = adaptive.quadrature_loss(speed, weight, 8)(model, batch, key)
-    assert augmented > 1.01 * plain
-    np.testing.assert_allclose(quadrature - plain, augmented - plain, rtol=1e-4)
+def test_pages_are_those_of_the_records():
+    """`make results` changes nothing."""
+    records = record.load(config.RESULTS)
+    for template in page.PAGES.glob("*.md"):
+        text = page.fill(template.read_text(), records)
+        assert text == page.target(template).read_text(), "run `make results`"
+        for line in text.splitlines():
+            assert line.count(" | ") < 8
+
+
+def test_committed_records_are_of_tasks():
+    for made in record.load(config.RESULTS):
+        if made.task != "timing":
+            assert made.method in find(made.task).methods
+            assert made.finished and "quick" in made.options
+
+
+def test_tolerances_of_a_trivial_problem():
+    problem = toy.problem(jr.key(0))
+    with warnings.catch_warnings(action="ignore"):
+        rows = tolerances.measure(problem, problem.model)
+    double = [row["nfe"] for row in rows if row["dtype"] == "float64"]
+    assert double == sorted(double) and json.dumps(rows)

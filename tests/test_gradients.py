@@ -69,7 +69,7 @@ _cosine.defvjp(lambda x: (_cosine(x), x), lambda x, g: (-g * jnp.sin(x),))
 
 
 def _newton(x):
-    """The square root."""
+    """Computes the square root by Newton's method."""
     return lax.while_loop(
         lambda r: jnp.any(jnp.abs(r * r - x) > 1e-14), lambda r: (r + x / r) / 2, x
     )
@@ -142,7 +142,7 @@ def _nested(field, t, y, args, order):
 
 
 def _flattened(name, coefficients=_coefficients, order=_order):
-    """One number for each order, as a function of all inputs in one vector."""
+    """Makes a function of all inputs in one vector, with one number for each order."""
     field, args = _all_fields[name]
     inputs, unravel = ravel_pytree((jnp.array(0.5), _y, args))
 
@@ -221,7 +221,7 @@ def test_hessian(mode, name):
 @pytest.mark.parametrize("order", (1, thorough(2), 3, thorough(4)))
 @pytest.mark.parametrize("name", ("softplus_mlp", "fori_loop", "norm"))
 def test_gradient_of_total_derivative(name, order):
-    """Of each order by itself, with respect to pytrees."""
+    """Each order has the right gradient with respect to pytrees."""
     field, args = _fields[name]
 
     def loss(coefficient, t, y, args):
@@ -289,7 +289,7 @@ def test_float32(name):
 
 
 def test_field_as_a_module(key):
-    """With respect to the network inside the term."""
+    """The gradient with respect to the network inside the term is right."""
     mlp = eqx.nn.MLP(3, 3, 4, 1, jax.nn.softplus, key=key)
 
     def loss(coefficients, mlp):
@@ -301,7 +301,7 @@ def test_field_as_a_module(key):
 
 
 def test_custom_vjp():
-    """Whose rule is used where JAX uses it, and whose expansion has its own."""
+    """Its rule is used where JAX uses it, and its expansion has its own gradient."""
 
     def coefficients(function, y):
         return _coefficients(lambda t, y, args: function(t * y), 0.5, y, None, 3)

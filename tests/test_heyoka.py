@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 
 from .helpers import tree_allclose
+from .helpers.solves import final_state
 
 
 hy = pytest.importorskip("heyoka")
@@ -21,7 +22,7 @@ _rng = np.random.default_rng(0)
 _in, _out = 0.6 * _rng.normal(size=(2, 8, 3))
 _bias = _rng.normal(size=8)
 
-# As jax.numpy has them: of arrays, here of symbolic expressions.
+# Functions of jax.numpy, here for arrays of symbolic expressions.
 _symbolic = SimpleNamespace(
     **{
         name: np.vectorize(getattr(hy, name), otypes=[object])
@@ -65,7 +66,7 @@ _systems = dict(
 
 
 def _eccentric_anomaly(eccentricity, mean_anomaly):
-    """Newton's method for Kepler's equation."""
+    """Solves Kepler's equation by Newton's method."""
 
     def step(x, _):
         defect = x - eccentricity * jnp.sin(x) - mean_anomaly
@@ -74,7 +75,7 @@ def _eccentric_anomaly(eccentricity, mean_anomaly):
     return lax.scan(step, mean_anomaly, length=9)[0]
 
 
-# Of a value between 0.2 and 0.8, in JAX and in heyoka.
+# Functions of a value between 0.2 and 0.8, in JAX and in heyoka.
 _functions = dict(
     arccos=(jnp.arccos, hy.acos),
     arccosh=(lambda x: jnp.arccosh(1 + x), lambda x: hy.acosh(1.0 + x)),
@@ -114,13 +115,13 @@ def _in_heyoka(field, t, y, tol):
 
 
 def _check_coefficients(field, t, y):
-    # This tolerance makes it choose this order.
+    # With this tolerance, heyoka chooses this order.
     integrator = _in_heyoka(field, t, y, np.exp(-2 * (_order - 1)))
     integrator.step(write_tc=True)
     expected = jnp.asarray(integrator.tc[:, : _order + 1].T)
     with jax.disable_jit():  # Takes longer to compile than to interpret.
         actual = dsr.taylor_coefficients(_in_jax(field), t, jnp.array(y), order=_order)
-    # In units of time in which none is large: coefficients grow with their order.
+    # Coefficients grow with their order: use units of time in which none is large.
     orders = jnp.arange(1.0, _order + 1)
     rate = jnp.max(jnp.max(jnp.abs(expected[1:]), axis=1) ** (1 / orders))
     units = rate ** jnp.arange(_order + 1.0)[:, None]
@@ -159,4 +160,4 @@ def test_solution(t1):
         stepsize_controller=dfx.PIDController(rtol=1e-12, atol=1e-12),
     )
     expected = jnp.asarray(integrator.state)
-    assert tree_allclose(dsr.final_state(solution), expected, rtol=1e-9, atol=1e-9)
+    assert tree_allclose(final_state(solution), expected, rtol=1e-9, atol=1e-9)

@@ -35,8 +35,8 @@ def _examples(number, **strategies):
 def _interpret(function, *args):
     """Traces a function and evaluates it operation by operation.
 
-    An example is evaluated once, so that to compile it would take most of the time;
-    but many examples share operations.
+    An example is evaluated once, so that its compilation would take most of the time.
+    But many examples share operations.
     """
     closed, structure = jax.make_jaxpr(function, return_shape=True)(*args)
     with jax.disable_jit():
@@ -57,7 +57,7 @@ def _field(program, *, autonomous=False):
 
 
 def _function(program, shape):
-    """Of time."""
+    """Makes a function of time from a program."""
     return lambda t: jnp.resize(evaluate(program, [t])[0], shape)
 
 
@@ -71,7 +71,7 @@ def _coefficients(field, t, y, order):
 
 
 def _series(function, t, order):
-    """Coefficients of a function f, which are those of y' = f(t) but for a factor."""
+    """Computes coefficients of f, which are those of y' = f(t) up to a factor."""
     y = jtu.tree_map(jnp.zeros_like, function(jnp.asarray(t)))
     coefficients = _coefficients(lambda t, y: function(t), t, y, order + 1)
     rates = jtu.tree_map(lambda c: c[1:], coefficients)
@@ -136,7 +136,7 @@ def test_quotient(f, g, shape, t, order):
 
 @_examples(3, f=programs, g=programs, t=times, order=orders)
 def test_chain_rule(f, g, t, order):
-    """The series of the outer function, with that of the inner one put into it."""
+    """The result is the outer series, with the inner series as its argument."""
     f, g = _function(f, ()), _function(g, ())
     inner = _series(g, t, order)
     outer = _series(f, inner[0], order)
@@ -224,7 +224,7 @@ def test_identity(name):
 
 @_examples(3, program=programs, degree=st.integers(0, 3), t=times, shift=times)
 def test_time_shift(program, degree, t, shift):
-    """Expansions of one polynomial, which solves a field made for it, at two times."""
+    """A polynomial solves a field made for it. Its expansions at two times agree."""
     polynomial = jr.normal(jr.key(0), (degree + 1, 3))
     order = degree + 2
 
@@ -285,7 +285,7 @@ def test_time_scale(factor, program, t, y, order):
 @pytest.mark.parametrize("mix", (0.0, 0.3))
 @_examples(3, program=programs, t=times, y=states, order=orders)
 def test_linear_change_of_variables(mix, program, t, y, order):
-    """With nothing mixed, the state is flattened only."""
+    """The change of variables mixes the entries, or only flattens the state."""
     field = _field(program)
     flat, unravel = ravel_pytree(y)
     size = range(flat.size)
@@ -312,7 +312,7 @@ def test_systems_side_by_side(f, g, t, y, z, order):
 
 @_examples(3, program=programs, t=times, y=states, order=orders)
 def test_rate_of_change(program, t, y, order):
-    """Of v = y', by the equation that v solves."""
+    """The rate v = y' has the coefficients of the equation that v solves."""
     field = _field(program)
 
     def with_rate(t, state):
@@ -332,7 +332,7 @@ def test_rate_of_change(program, t, y, order):
 
 @_examples(3, program=programs, t=times, y=states, order=orders)
 def test_perturbation(program, t, y, order):
-    """Solves the linearized equation."""
+    """A perturbation solves the linearized equation."""
     field = _field(program)
     w = jtu.tree_map(jnp.cos, y)
 
@@ -357,7 +357,7 @@ def test_fewer_orders(program, t, y, order):
 
 
 def _of_multiples(program, t, y, order):
-    """The coefficients, as a function of a number that the state is multiplied by."""
+    """Makes the coefficients a function of a factor of the state."""
     field = _field(program)
     return lambda scale: _expand(field, t, jtu.tree_map(lambda x: scale * x, y), order)
 

@@ -1,4 +1,4 @@
-"""The pages of reference: all that is public, with its arguments explained."""
+"""The reference pages: all public names, with explanations of their arguments."""
 
 import inspect
 import re
@@ -16,12 +16,10 @@ _entries = [
     for name in re.findall(r"^::: diffrax_speedreg\.(.*)$", page.read_text(), re.M)
 ]
 _public = {name: getattr(dsr, name) for name in dir(dsr) if name[0] != "_"}
-_public |= {f"rules.{name}": getattr(dsr.rules, name) for name in dir(dsr.rules)}
-_public = {
-    name: value
-    for name, value in _public.items()
-    if not inspect.ismodule(value) and not name.startswith("rules._")
-}
+for space in ("rules", "training"):
+    module = getattr(dsr, space)
+    _public |= {f"{space}.{n}": getattr(module, n) for n in dir(module) if n[0] != "_"}
+_public = {n: value for n, value in _public.items() if not inspect.ismodule(value)}
 
 
 def test_every_public_name_has_one_entry():
@@ -34,11 +32,12 @@ def test_every_page_is_in_the_navigation():
     pages = [
         page.relative_to(_root / "docs") for page in (_root / "docs").rglob("*.md")
     ]
-    assert sorted(listed) == sorted(map(str, pages))
+    home = "index.md"  # It is made of the README.
+    assert sorted(listed) == sorted([*map(str, pages), home])
 
 
 def _documented():
-    """Functions, constructors, and methods on the pages, by name."""
+    """Lists functions, constructors, and methods on the pages, by name."""
     for page in _pages:
         for entry in page.read_text().split("::: diffrax_speedreg.")[1:]:
             name, options = entry.split("\n", 1)
@@ -59,7 +58,7 @@ def test_docstring_explains_all_arguments(name):
     member = dict(_documented())[name]
     text = inspect.getdoc(member) or ""
     if name.endswith(".__init__"):
-        # Of a dataclass, the class explains its fields.
+        # The class of a dataclass explains its fields.
         text += inspect.getdoc(_public[name.removesuffix(".__init__")]) or ""
     assert text
     if isinstance(member, property) or member is object.__init__:

@@ -1,6 +1,4 @@
-"""The experiments' trainings: stopped, and taken up from their checkpoints."""
-
-from argparse import Namespace
+"""Training runs of the experiments: stopped, and resumed from their checkpoints."""
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -9,17 +7,11 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from experiments import command_line
-from experiments.training import Recorder, train_adaptively, train_alternating
+from experiments import record
+from experiments.config import Options
+from experiments.training import KEPT, Run, train
 
-from .helpers.training import (
-    Linear,
-    loss,
-    make_batch,
-    make_trainer,
-    ROTATION,
-    same_bits,
-)
+from .helpers.training import Linear, make_batch, ROTATION, same_bits
 
 
 # Of scripts, not of the package.
@@ -33,139 +25,88 @@ class _Stopped(Exception):
 
 
 def _batches(stop_at):
-    def batches(step):
+    """Batches with a random key, for a loss with noise."""
+
+    def batches(key, step):
         if step == stop_at:
             raise _Stopped("as asked for")
-        return make_batch(jr.fold_in(jr.key(7), step))
+        return *make_batch(jr.fold_in(jr.key(7), step)), jr.fold_in(key, step)
 
     return batches
 
 
-def _count(model):
-    """Some number that tells models apart."""
+def _count(model, solver):
+    """Computes a number that distinguishes models."""
     return jnp.round(1e6 * jnp.abs(model.matrix[0, 0]))
 
 
-def _noisy_loss(model, batch, key):
-    """One step of Euler's method, with noise that depends on the key."""
-    x, _ = batch
+def _noisy_loss(model, solver, batch):
+    """Loss by one step of Euler's method, with noise that depends on the key."""
+    x, y, key = batch
     y1 = x + model(0.0, x, None) + 0.01 * jr.normal(key, x.shape)
-    return loss(model, y1, batch)
+    return jnp.mean((y1 - y) ** 2)
 
 
-def _adaptively(record, stop_at):
-    return train_adaptively(
-        _noisy_loss,
-        Linear(ROTATION + 0.3),
-        _batches(stop_at),
-        optax.sgd(1e-2, momentum=0.9),
-        record,
-        key=jr.key(1),
-    )
+def _loss(model, solver, batch):
+    x, y, _ = batch
+    solution = dsr.fixed_step_solve(dfx.ODETerm(model), solver, 0.0, 1.0, 2, x)
+    assert solution.ys is not None
+    return jnp.mean((solution.ys[-1] - y) ** 2)
 
 
 # One for all tests, whose steps are compiled once.
-_trainer = make_trainer(reference_solver=dfx.Heun(), reference_tolerance=1e-3)
+_plain = dsr.training.Trainer(_noisy_loss, optax.sgd(1e-2, momentum=0.9))
+_alternating = dsr.training.Trainer(
+    _loss,
+    optax.adam(2e-2),
+    lambda model, batch: dsr.training.InitialValueProblem(dfx.ODETerm(model), batch[0]),
+    optax.adam(1e-2),
+    dsr.training.Reference(2, dfx.Heun(), rtol=1e-3, atol=1e-3),
+)
+_taylor = dsr.TaylorLagrangeSolver(1, dsr.ConstantMidpoint(2))
+_ways = {
+    "plain": (_plain, None, {}),
+    "alternating": (_alternating, _taylor, dict(solver_every=3)),
+    "in rounds": (
+        _alternating,
+        _taylor,
+        dict(solver_every=3, steps_per_round=2, scan=True),
+    ),
+}
 
 
-def _alternating(record, stop_at):
-    return train_alternating(
-        _trainer,
+def _train(way, folder, stop_at=None, restart=False):
+    trainer, solver, fit = _ways[way]
+    return train(
+        Run(record.new("toy", way, 1, {}), Options(output=folder, restart=restart)),
+        trainer,
         Linear(ROTATION + 0.3),
-        dsr.TaylorLagrangeSolver(1, dsr.ConstantCorrection(2)),
+        solver,
         _batches(stop_at),
-        record,
-        key=jr.key(1),
-        remainder_every=3,
+        _count,
+        epochs=_epochs,
+        per_epoch=_per_epoch,
+        **fit,
     )
 
 
-def _record(checkpoints=None):
-    return Recorder("test", _epochs, _per_epoch, _count, checkpoints)
-
-
-@pytest.mark.parametrize("train", (_adaptively, _alternating))
-# At the start, within an epoch (after a remainder step, too), and at its end.
+@pytest.mark.parametrize("way", _ways)
+# Stops at the start, within an epoch (after solver steps, too), and at its end.
 @pytest.mark.parametrize("stops", ([0], [2], [3, 6], [8]))
-def test_same_bits_and_curves(train, stops, tmp_path):
-    undisturbed = _record()
-    expected = train(undisturbed, None)
+def test_same_bits_and_curves(way, stops, tmp_path):
+    expected = _train(way, tmp_path / "undisturbed")
     for stop in stops:
         with pytest.raises(_Stopped, match="as asked"):
-            train(_record(dsr.Checkpoints(tmp_path, seconds=0.0)), stop)
-    record = _record(dsr.Checkpoints(tmp_path, seconds=0.0))
-    assert same_bits(train(record, None), expected)
-    assert record.loss_by_epoch == undisturbed.loss_by_epoch
-    assert record.nfe == undisturbed.nfe
-    assert len(set(record.nfe)) == _epochs
-    assert len(record.seconds) == _epochs * _per_epoch
-    assert min(record.seconds) > 0
-
-
-@pytest.mark.parametrize("train", (_adaptively, _alternating))
-def test_nothing_left_to_train(train, tmp_path):
-    first, again = (_record(dsr.Checkpoints(tmp_path)) for _ in range(2))
-    trained = train(first, None)
-    assert same_bits(train(again, 0), trained)
-    assert (again.seconds, again.nfe) == (first.seconds, first.nfe)
-
-
-def test_checkpoints_of_a_minute_only(tmp_path):
-    checkpoints = dsr.Checkpoints(tmp_path)
+            _train(way, tmp_path, stop)
+    trained = _train(way, tmp_path)
+    assert same_bits((trained.model, trained.solver), (expected.model, expected.solver))
+    curves, undisturbed = trained.curves, expected.curves
+    np.testing.assert_array_equal(curves.losses, undisturbed.losses)
+    np.testing.assert_array_equal(curves.counts, undisturbed.counts)
+    assert len(set(curves.counts)) == _epochs
+    # Models are kept, to be timed.
+    assert len(list(tmp_path.glob("checkpoints/*/epoch-*.model"))) == KEPT
+    # There is nothing left to train, except from the start.
+    assert same_bits(_train(way, tmp_path, stop_at=0).model, trained.model)
     with pytest.raises(_Stopped, match="as asked"):
-        _adaptively(_record(checkpoints), 9)
-    assert checkpoints.latest_step() is None
-    _adaptively(_record(checkpoints), None)
-    assert checkpoints.latest_step() == _epochs * _per_epoch
-
-
-def test_unwritable_checkpoint_is_a_warning(tmp_path):
-    record = Recorder("test", 1, 1, _count, dsr.Checkpoints(tmp_path / "gone"))
-    (tmp_path / "gone").rmdir()
-    with pytest.warns(UserWarning, match="could not be written"):
-        record(Linear(ROTATION), 1.0, Linear(ROTATION))
-    assert record.step == 1
-
-
-def test_model_that_is_not_finite_after_the_last_step():
-    def diverging(model, batch, key):
-        # The value is finite, and the gradient is not.
-        return jnp.sqrt(jnp.sum(model.matrix * 0.0))
-
-    with pytest.raises(dsr.TrainingDiverged, match="model is not finite after step 1"):
-        train_adaptively(
-            diverging,
-            Linear(ROTATION),
-            _batches(None),
-            optax.sgd(1.0),
-            Recorder("test", 1, 1, _count),
-            key=jr.key(0),
-        )
-
-
-def _options(folder, **others):
-    given = dict(seed=0, regularization=0.1, resume=True, output=folder)
-    return Namespace(**(given | others))
-
-
-def test_folders_of_checkpoints(tmp_path, capsys):
-    """The same ones for what computes the same, and no others."""
-    first = command_line.checkpoints(_options(tmp_path), "toy plain")
-    assert "no checkpoints with these options" in capsys.readouterr().out
-    state = np.arange(3.0)
-    first.save(state, 5)
-    again = command_line.checkpoints(_options(tmp_path), "toy plain")
-    np.testing.assert_array_equal(again.restore(np.zeros(3)), state)
-    assert capsys.readouterr().out == ""
-    others = [
-        command_line.checkpoints(_options(tmp_path, seed=1), "toy plain"),
-        command_line.checkpoints(_options(tmp_path, regularization=0.2), "toy plain"),
-        command_line.checkpoints(_options(tmp_path), "toy speed"),
-    ]
-    assert [other.latest_step() for other in others] == [None] * 3
-
-
-def test_without_resume_from_the_start(tmp_path):
-    command_line.checkpoints(_options(tmp_path), "toy plain").save(np.zeros(3), 5)
-    anew = _options(tmp_path, resume=False)
-    assert command_line.checkpoints(anew, "toy plain").latest_step() is None
+        _train(way, tmp_path, 0, restart=True)

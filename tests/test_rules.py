@@ -1,4 +1,4 @@
-"""Rules that users register, in the way that the library's own are."""
+"""Rules that users register, in the same way as the library's own."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from .helpers import nested_coefficients, tolerance, tree_allclose
 
 
 def _primitive(name, function):
-    """An elementwise primitive with everything but a JVP rule."""
+    """Makes an elementwise primitive with all rules except a JVP rule."""
     primitive = jex.Primitive(name)
     primitive.def_impl(function)
     primitive.def_abstract_eval(lambda *avals: avals[0])
@@ -29,7 +29,7 @@ def y():
 
 
 def _check(field, function, y):
-    """A field that uses a primitive, and the function that this evaluates."""
+    """Compares a field with a primitive and the field with its function."""
     term = dfx.ODETerm(lambda t, y, args: field(t, y))
     coefficients = dsr.taylor_coefficients(term, 0.3, y, order=5)
     expected = nested_coefficients(function, 0.3, y, 5)
@@ -77,7 +77,7 @@ def test_own_recurrence_by_name(y):
 
 
 def test_recurrence_is_asked_from_order_one_on(y):
-    """Also where a JVP rule hands over a zero."""
+    """This holds for a zero of a JVP rule, too."""
     primitive = _primitive("zeroth_exponential", jnp.exp)
     dsr.rules.register(primitive, dsr.rules.Rule(_exponential))
 
@@ -94,7 +94,7 @@ def test_recurrence_is_asked_from_order_one_on(y):
 
 
 def test_no_recurrence_for_these_parameters(y):
-    """Then the expansion follows from the JVP rule, as it does without a rule."""
+    """The expansion then follows from the JVP rule, as without a rule."""
     primitive = _primitive("shifted_sine", jnp.sin)
     ad.defjvp(primitive, lambda g, x: g * jnp.cos(x))
     dsr.rules.register(primitive, dsr.rules.Rule(lambda *args: None))
@@ -102,7 +102,7 @@ def test_no_recurrence_for_these_parameters(y):
 
 
 def test_products_with_zeros_are_left_out(y):
-    """Of a rule that says when its output vanishes, the derivative is a zero too."""
+    """A rule says when its output is zero. The derivative is then zero, too."""
     primitive = _primitive("guarded_product", lambda a, b: a * b)
     asked = []
 
@@ -130,7 +130,7 @@ def test_products_with_zeros_are_left_out(y):
 
 
 def test_equal_parameters_of_different_types(y):
-    """`1 == True`, and yet a primitive may tell them apart."""
+    """The parameters 1 and True are equal, but a primitive may distinguish them."""
 
     def function(x, flag):
         return jnp.sin(x) if flag is True else jnp.exp(x)

@@ -10,7 +10,7 @@ _page = Path(__file__).parents[1] / "docs" / "support.md"
 
 
 def _documented(solver, adjoint, saveat):
-    """What the page says, in the row of the solver or of what is saved."""
+    """Returns the entry on the page, in the row of the solver or of the saved times."""
     row = solver if saveat == "t1" else saveat
     (line,) = re.findall(rf"^\| `{row}` \|.*$", _page.read_text(), re.MULTILINE)
     outcomes = [cell.strip() for cell in line.strip("|").split("|")[1:]]

@@ -79,6 +79,43 @@ def test_total_derivative(field, y):
     assert tree_allclose(derivative, 6 * coefficients[3], **tolerance(y.dtype))
 
 
+@pytest.mark.parametrize(
+    "dtype, order",
+    (
+        *((jnp.float16, 9), (jnp.bfloat16, 9), (jnp.float32, 40)),
+        pytest.param(jnp.float64, 171, marks=pytest.mark.thorough),
+    ),
+)
+def test_order_whose_factorial_overflows(dtype, order):
+    """The derivatives are in range, but the Taylor coefficient is not."""
+    term = dfx.ODETerm(lambda t, y, args: -y)
+    y = jnp.array([1.0, 2.0], dtype)
+    derivative = dsr.total_derivative(term, 0.0, y, order=order)
+    assert derivative.dtype == dtype
+    rtol = 2 * order * float(jnp.finfo(dtype).eps)
+    assert tree_allclose(derivative, (-1) ** order * y, rtol=rtol, atol=0.0)
+
+
+def test_linear_call():
+    """The residuals of y' = y^2, with y = 1 / (1 - t), vary. For constant residuals the
+    transpose stays the user's own."""
+    call = jax.custom_derivatives.linear_call
+    square = dfx.ODETerm(lambda t, y, args: call(jnp.multiply, jnp.multiply, y, y))
+    ones = jnp.ones(2)
+    coefficients = dsr.taylor_coefficients(square, 0.0, ones, order=4)
+    assert tree_allclose(coefficients, jnp.ones((5, 2)), rtol=1e-12, atol=0.0)
+
+    def field(t, y, args):
+        return call(jnp.multiply, lambda rate, ct: 3 * rate * ct, args, y)
+
+    def second(y):
+        term = dfx.ODETerm(field)
+        return jnp.sum(dsr.total_derivative(term, 0.0, y, 2 * ones, order=2))
+
+    assert second(ones) == 8
+    assert jnp.array_equal(jax.grad(second)(ones), jnp.array([36.0, 36.0]))
+
+
 def test_pytree():
     def field(t, y):
         a, b = y["a"], y["b"]
@@ -190,7 +227,7 @@ def test_compositions(functions, order, shape, seed):
 
 @jax.jit
 def _solution_by_expansions(rate, shift):
-    """The same point of a solution, directly and by way of another one."""
+    """Computes a point of a solution, directly and by way of another point."""
     term = dfx.ODETerm(lambda t, y, args: rate * y + t)
 
     def advance(t, y, dt):
@@ -234,7 +271,7 @@ def test_stochastic_term():
 
 
 class _Driven(dfx.AbstractTerm):
-    """A term of a user's own, driven by whatever `control` says."""
+    """User's own term with any `control`."""
 
     control: Callable
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
-import optax
 import pytest
 
 from .helpers import convergence_orders, finite_difference, tolerance, tree_allclose
 from .helpers.marks import thorough
+from .helpers.solves import final_state, solve_fixed
 
 
 def _field(t, y, args):
@@ -25,10 +25,10 @@ _y0 = jnp.array([1.0, 0.2])
 
 
 def _fresh_midpoint():
-    return dsr.CorrectionMLP(2, key=jr.key(0))
+    return dsr.MidpointMLP(2, key=jr.key(0))
 
 
-class _ConstantMidpoint(dsr.AbstractCorrection):
+class _ConstantMidpoint(dsr.AbstractMidpoint):
     value: jax.Array
 
     def __call__(self, t, dt, y, dy, args):
@@ -43,12 +43,12 @@ def _adaptive(term, solver, t0, t1, y0, tol, **kwargs) -> Any:
 
 
 def _reference(t0, t1):
-    return dsr.final_state(_adaptive(_pendulum, dfx.Dopri8(), t0, t1, _y0, 1e-13))
+    return final_state(_adaptive(_pendulum, dfx.Dopri8(), t0, t1, _y0, 1e-13))
 
 
 def _error(solver, t0, t1, num_steps, exact):
-    problem = dsr.InitialValueProblem(_pendulum, _y0, t0, t1)
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, num_steps))
+    problem = dsr.training.InitialValueProblem(_pendulum, _y0, t0, t1)
+    y1 = final_state(solve_fixed(problem, solver, num_steps))
     return float(jnp.max(jnp.abs(y1 - exact)))
 
 
@@ -64,10 +64,10 @@ def test_order(order, midpoint, t0, t1):
 
 
 def test_first_order_is_the_midpoint_rule():
-    problem = dsr.InitialValueProblem(_pendulum, _y0)
+    problem = dsr.training.InitialValueProblem(_pendulum, _y0)
     ours = dsr.TaylorLagrangeSolver(1, _fresh_midpoint())
     y1, expected = (
-        dsr.final_state(dsr.solve_fixed(problem, solver, 5))
+        final_state(solve_fixed(problem, solver, 5))
         for solver in (ours, dfx.Midpoint())
     )
     assert tree_allclose(y1, expected, **tolerance(y1.dtype))
@@ -77,16 +77,16 @@ def test_first_order_is_the_midpoint_rule():
 def test_exact_on_polynomials(order):
     """A truncated expansion of order p integrates polynomials of degree p."""
     term = dfx.ODETerm(lambda t, y, args: order * t ** (order - 1))
-    problem = dsr.InitialValueProblem(term, jnp.array(0.0), 1.0, 3.0)
-    solution = dsr.solve_fixed(problem, dsr.TaylorLagrangeSolver(order), 2)
+    problem = dsr.training.InitialValueProblem(term, jnp.array(0.0), 1.0, 3.0)
+    solution = solve_fixed(problem, dsr.TaylorLagrangeSolver(order), 2)
     expected = jnp.array(3.0**order - 1)
-    assert tree_allclose(dsr.final_state(solution), expected, **tolerance("float64"))
+    assert tree_allclose(final_state(solution), expected, **tolerance("float64"))
 
 
 @pytest.mark.parametrize("order", (1, 2, 3))
 def test_exact_on_a_linear_equation_with_the_right_midpoint(order):
-    r"""For y' = a y, c_p(Gamma) = (ha)^p / p! Gamma: there is a scalar midpoint that
-    gives the rest of the exponential series."""
+    r"""For y' = a y, c_p(Gamma) is (ha)^p / p! Gamma. A scalar midpoint gives the rest
+    of the exponential series."""
     a, h = -2.0, 0.5
     z = jnp.array(a * h)
     factorial = jnp.prod(jnp.arange(1.0, order + 1))
@@ -98,8 +98,8 @@ def test_exact_on_a_linear_equation_with_the_right_midpoint(order):
     solver = dsr.TaylorLagrangeSolver(order, _ConstantMidpoint(phi))
     term = dfx.ODETerm(lambda t, y, args: a * y)
     y0 = jnp.array([1.0, -3.0])
-    problem = dsr.InitialValueProblem(term, y0, 0.0, 2 * h)
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 2))
+    problem = dsr.training.InitialValueProblem(term, y0, 0.0, 2 * h)
+    y1 = final_state(solve_fixed(problem, solver, 2))
     assert tree_allclose(y1, y0 * jnp.exp(2 * z), **tolerance(y0.dtype, 1e2))
 
 
@@ -110,13 +110,13 @@ def test_adaptive(order, midpoint, t0, t1):
     exact = _reference(t0, t1)
     for tol in (1e-4, 1e-7):
         solution = _adaptive(_pendulum, solver, t0, t1, _y0, tol)
-        error = jnp.max(jnp.abs(dsr.final_state(solution) - exact))
+        error = jnp.max(jnp.abs(final_state(solution) - exact))
         assert error < 10 * tol
 
 
 @pytest.mark.parametrize("degree", (1, 2, 3, 4))
 def test_error_estimate_sees_what_starts_later(degree):
-    """At t = 0 the first coefficients of the solution all vanish."""
+    """The first coefficients of the solution at t = 0 all vanish."""
     term = dfx.ODETerm(lambda t, y, args: t**5)
     solver = dsr.TaylorLagrangeSolver(degree)
     solution = _adaptive(term, solver, 0.0, 2.0, jnp.array(0.0), 1e-6)
@@ -124,7 +124,7 @@ def test_error_estimate_sees_what_starts_later(degree):
 
 
 def test_error_estimate_does_not_depend_on_the_midpoint():
-    """With this midpoint, Gamma = y0: the correction vanishes, but not its error."""
+    """This midpoint gives Gamma = y0: the correction vanishes, but not its error."""
     solver = dsr.TaylorLagrangeSolver(2, _ConstantMidpoint(jnp.array(-1.0)))
     term = dfx.ODETerm(lambda t, y, args: jnp.sin(y))
     solution = _adaptive(term, solver, 0.0, 5.0, jnp.array(0.1), 1e-6)
@@ -173,45 +173,47 @@ def test_pytree_state_backwards():
     term = dfx.ODETerm(lambda t, y, args: dict(a=-y["a"] * t, b=y["b"] * t))
     y0 = dict(a=jnp.array(1.0), b=jnp.ones((2, 3)))
     solver = dsr.TaylorLagrangeSolver(4, _ConstantMidpoint(jnp.array(0.0)))
-    problem = dsr.InitialValueProblem(term, y0, 1.0, 0.0)
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 100))
+    problem = dsr.training.InitialValueProblem(term, y0, 1.0, 0.0)
+    y1 = final_state(solve_fixed(problem, solver, 100))
     growth = jnp.exp(jnp.array(0.5))
     expected = dict(a=growth, b=jnp.full((2, 3), 1 / growth))
     assert tree_allclose(y1, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_midpoint_sees_the_users_time():
-    """Not the negated one in which Diffrax solves backwards."""
+    """The midpoint does not get the negated time of Diffrax's backward solves."""
 
-    class Recording(dsr.AbstractCorrection):
+    class Recording(dsr.AbstractMidpoint):
         def __call__(self, t, dt, y, dy, args):
             t = eqx.error_if(t, (t <= 0) | (dt >= 0), "negated time")
             return t * jnp.zeros_like(y)
 
-    problem = dsr.InitialValueProblem(_pendulum, _y0, 1.0, 0.25)
+    problem = dsr.training.InitialValueProblem(_pendulum, _y0, 1.0, 0.25)
     solver = dsr.TaylorLagrangeSolver(2, Recording())
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 3))
+    y1 = final_state(solve_fixed(problem, solver, 3))
     assert jnp.all(jnp.isfinite(y1))
 
 
 @pytest.mark.parametrize("midpoint", (True, False))
 def test_penalty(midpoint):
-    """For y' = -y the remainder is known: (-h)^p / p! times the midpoint."""
+    """The remainder for y' = -y is (-h)^p / p! times the midpoint."""
     h, num_steps = 0.25, 4
     solver = dsr.TaylorLagrangeSolver(2, _fresh_midpoint() if midpoint else None)
     term = dfx.ODETerm(lambda t, y, args: -y)
-    problem = dsr.InitialValueProblem(term, _y0)
-    solution = dsr.solve_fixed(problem, solver, num_steps)
+    problem = dsr.training.InitialValueProblem(term, _y0)
+    solution = solve_fixed(problem, solver, num_steps)
     y, expected, absolute = _y0, 0.0, 0.0
     for _ in range(num_steps):
         remainder = h**2 / 2 * (y * (1 - h / 3) if midpoint else y)
         y = y - h * y + remainder
         expected += jnp.mean(remainder**2)
         absolute += jnp.mean(jnp.abs(remainder))
-    assert tree_allclose(dsr.final_state(solution), y, rtol=1e-13, atol=0.0)
-    state = dsr.solver_state(solution)
-    assert tree_allclose(state.penalty, expected, rtol=1e-13, atol=0.0)
-    assert tree_allclose(state.absolute_penalty, absolute, rtol=1e-13, atol=0.0)
+    assert tree_allclose(final_state(solution), y, rtol=1e-13, atol=0.0)
+    state = solution.solver_state
+    assert tree_allclose(state.midpoint_penalty, expected, rtol=1e-13, atol=0.0)
+    assert tree_allclose(
+        state.absolute_midpoint_penalty, absolute, rtol=1e-13, atol=0.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_gradient_of_midpoint(adjoint):
             max_steps=8,
             adjoint=adjoint,
         )
-        return jnp.sum(solution.ys**2) + solution.solver_state.penalty
+        return jnp.sum(solution.ys**2) + solution.solver_state.midpoint_penalty
 
     phi = jnp.array(0.3)
     expected = finite_difference(loss, phi, jnp.array(1.0), step=1e-4)
@@ -257,21 +259,21 @@ def test_vmap_and_jit():
 
 @pytest.mark.parametrize("dtype", (jnp.float32, None))
 def test_float32_under_x64(dtype):
-    """Also if the midpoint's weights have a higher precision."""
-    solver = dsr.TaylorLagrangeSolver(
-        3, dsr.CorrectionMLP(2, dtype=dtype, key=jr.key(0))
-    )
-    problem = dsr.InitialValueProblem(
-        dfx.ODETerm(lambda t, y, args: -y), _y0.astype(jnp.float32)
+    """The precision is kept even if the midpoint's weights have a higher one."""
+    solver = dsr.TaylorLagrangeSolver(3, dsr.MidpointMLP(2, dtype=dtype, key=jr.key(0)))
+    problem = dsr.training.InitialValueProblem(
+        dfx.ODETerm(lambda t, y, args: -y),
+        _y0.astype(jnp.float32),
+        *jnp.array([0, 1], jnp.float32),
     )
     with jax.numpy_dtype_promotion("strict" if dtype else "standard"):
-        y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 10))
+        y1 = final_state(solve_fixed(problem, solver, 10))
     expected = (_y0 * jnp.exp(-1.0)).astype(jnp.float32)
     assert tree_allclose(y1, expected, rtol=1e-5, atol=1e-5)
 
 
-class _Returning(dsr.AbstractCorrection):
-    """Returns a multiple of the slope, or something that is not like it at all."""
+class _Returning(dsr.AbstractMidpoint):
+    """Midpoint that returns a multiple of the slope, or something unlike it."""
 
     function: Callable
 
@@ -282,8 +284,8 @@ class _Returning(dsr.AbstractCorrection):
 @pytest.mark.parametrize(
     "function, message",
     (
-        (lambda t, dy: jnp.zeros((3, 2)), r"The correction must.*f64\[3,2\].*f64\[2\]"),
-        (lambda t, dy: 0.0, r"The correction must.*f64\[\].*f64\[2\]"),
+        (lambda t, dy: jnp.zeros((3, 2)), r"The midpoint must.*f64\[3,2\].*f64\[2\]"),
+        (lambda t, dy: 0.0, r"The midpoint must.*f64\[\].*f64\[2\]"),
         (lambda t, dy: dy.astype(complex), r"shapes and dtypes.*c128\[2\].*f64\[2\]"),
         (lambda t, dy: (dy,), "same structure as the state"),
     ),
@@ -297,16 +299,16 @@ def test_correction_that_is_not_like_the_state(kind, function, message):
     else:
         solver = dsr.HyperSolver(dfx.Heun(), correction)
     with pytest.raises(ValueError, match=message):
-        dsr.solve_fixed(dsr.InitialValueProblem(_pendulum, _y0), solver, 2)
+        solve_fixed(dsr.training.InitialValueProblem(_pendulum, _y0), solver, 2)
 
 
 @pytest.mark.parametrize("begin", (-1.0, 0.5))
 def test_correction_that_is_not_a_number(begin):
-    """Also if it becomes so on the way."""
+    """The correction is NaN from the start, or becomes NaN later."""
     correction = _Returning(lambda t, dy: jnp.where(t > begin, jnp.nan, 0.0) * dy)
     solver = dsr.TaylorLagrangeSolver(2, correction)
-    problem = dsr.InitialValueProblem(_pendulum, _y0)
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 4))
+    problem = dsr.training.InitialValueProblem(_pendulum, _y0)
+    y1 = final_state(solve_fixed(problem, solver, 4))
     assert jnp.all(jnp.isnan(y1))
     solution = _adaptive(_pendulum, solver, 0.0, 1.0, _y0, 1e-6, throw=False)
     assert solution.result != dfx.RESULTS.successful
@@ -315,22 +317,20 @@ def test_correction_that_is_not_a_number(begin):
 @pytest.mark.parametrize(
     "use",
     (
-        lambda cls, problem: dsr.solve_fixed(problem, cls, 2),
-        lambda cls, problem: dsr.solve_adaptive(problem, cls, 1e-3),
-        lambda cls, problem: dsr.HyperSolver(cls, dsr.ConstantCorrection(2)),
-        lambda cls, problem: dsr.EstimateRegularizedSolver(cls),
-        lambda cls, problem: dsr.fit_solver(
-            cls, problem, [_y0], num_steps=1, optimizer=optax.sgd(0.1)
-        ),
+        lambda cls: dsr.fixed_step_solve(_pendulum, cls, 0.0, 1.0, 2, _y0),
+        lambda cls: dsr.regularized_solve(_pendulum, cls, 0.0, 1.0, 0.1, _y0),
+        lambda cls: dsr.HyperSolver(cls, dsr.ConstantMidpoint(2)),
+        lambda cls: dsr.ErrorRegularizedSolver(cls),
+        lambda cls: dsr.training.Reference(1, cls),
+        lambda cls: dsr.training.Trainer(None, None).init(None, cls, key=jr.key(0)),
     ),
-    ids=("fixed", "adaptive", "hyper", "estimate", "fit"),
+    ids=("fixed", "regularized", "hyper", "estimate", "reference", "trainer"),
 )
 def test_class_in_place_of_a_solver(use, without_type_checks):
-    problem = dsr.InitialValueProblem(_pendulum, _y0)
     with pytest.raises(ValueError, match=r"class `Taylor.*`TaylorLagrangeSolver\("):
-        use(dsr.TaylorLagrangeSolver, problem)
+        use(dsr.TaylorLagrangeSolver)
     with pytest.raises(ValueError, match="must be a Diffrax solver.*'euler'"):
-        use("euler", problem)
+        use("euler")
 
 
 def test_half_solver_and_events():
@@ -342,16 +342,17 @@ def test_half_solver_and_events():
 
 @pytest.mark.parametrize("order", (0, -1, 2.5))
 def test_bad_order(order, without_type_checks):
-    with pytest.raises(ValueError, match="`order` must be a positive integer"):
+    with pytest.raises(ValueError, match="`degree` must be a positive integer"):
         dsr.TaylorLagrangeSolver(order)
 
 
-def test_bad_speed(without_type_checks):
-    speed: Any = 3
+def test_bad_regularizer(without_type_checks):
+    regularizer: Any = 3
     with pytest.raises(
-        ValueError, match=r"`speed` must be a `Speed`, such.*got 3\. Integ"
+        ValueError,
+        match=r"`regularizer` must be a `DerivativeNorm`, such.*got 3\. Integ",
     ):
-        dsr.TaylorLagrangeSolver(3, speed=speed)
+        dsr.TaylorLagrangeSolver(3, regularizer=regularizer)
 
 
 @pytest.mark.parametrize("midpoint", (True, False))
@@ -361,23 +362,23 @@ def test_complex_field_of_a_real_state(midpoint):
     message = r"The vector field must.*c128\[2\].*f64\[2\]"
     with jax.numpy_dtype_promotion("standard"):  # Diffrax itself is strict otherwise.
         with pytest.raises(ValueError, match=message):
-            dsr.solve_fixed(dsr.InitialValueProblem(term, _y0), solver, 2)
+            solve_fixed(dsr.training.InitialValueProblem(term, _y0), solver, 2)
 
 
-def test_bad_remainder(without_type_checks):
-    remainder: Any = "mlp"
-    with pytest.raises(ValueError, match="must be an `AbstractCorrection`.*'mlp'"):
-        dsr.TaylorLagrangeSolver(2, remainder)
+def test_bad_midpoint(without_type_checks):
+    midpoint: Any = "mlp"
+    with pytest.raises(ValueError, match="must be an `AbstractMidpoint`.*'mlp'"):
+        dsr.TaylorLagrangeSolver(2, midpoint)
 
 
-def test_speed_with_a_weight(without_type_checks):
-    speed: Any = 0.1 * dsr.Speed(1)
-    with pytest.raises(ValueError, match="must be a `Speed`.*WeightedSum"):
-        dsr.TaylorLagrangeSolver(2, speed=speed)
+def test_regularizer_with_a_weight(without_type_checks):
+    regularizer: Any = 0.1 * dsr.DerivativeNorm(1)
+    with pytest.raises(ValueError, match="must be a `DerivativeNorm`.*WeightedSum"):
+        dsr.TaylorLagrangeSolver(2, regularizer=regularizer)
 
 
 def test_controlled_term():
-    """Not even by something differentiable, unless made an equation in time."""
+    """A control is an error even if it is differentiable, unless made an ODE."""
     ts = jnp.linspace(0.0, 1.0, 3)
     term = dfx.ControlTerm(lambda t, y, args: y, dfx.LinearInterpolation(ts, ts**2))
     with pytest.raises(ValueError, match=r"use `diffrax.ControlTerm\(...\).to_ode"):

@@ -46,7 +46,7 @@ def _sine(x):
     return jnp.sin(x)
 
 
-# Wrong on purpose, to see where it is used.
+# This rule is wrong on purpose, to show where it is used.
 _sine.defvjp(lambda x: (_sine(x), x), lambda x, g: (100 * g * jnp.cos(x),))
 
 
@@ -67,7 +67,7 @@ def y():
 
 @pytest.fixture(scope="module")
 def process():
-    """A young one: to look for leaks takes long where there are many objects."""
+    """Starts a new process: a search for leaks is slow with many objects."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         yield executor
 
@@ -155,14 +155,14 @@ def test_custom_vjp_is_expanded(y):
 
 
 def test_value_of_custom_vjp_keeps_its_rule(y):
-    """As the same field has it in an ordinary solve."""
+    """The gradient is that of the same field in an ordinary solve."""
     gradient = jax.grad(lambda y: jnp.sum(_coefficients(_sine)(y)[1]))(y)
     expected = 100 * jnp.cos(y) * np.cos(0.3)
     assert tree_allclose(gradient, expected, **tolerance(y.dtype))
 
 
 def test_checkpoint_stays_one(y):
-    """Each order is computed again on the way back."""
+    """The backward pass computes each order again."""
     layers, order = 2, 3
 
     def gradient(wrap):
@@ -190,7 +190,7 @@ def test_inside_checkpoint(y):
 
 @pytest.mark.parametrize("name", [n for n in _fields if n != "custom_vjp"])
 def test_forward_over_forward(name, y):
-    """Hessian-vector products by JVPs of JVPs, against the nested expansion's."""
+    """Hessian-vector products by JVPs of JVPs agree with the nested expansion."""
 
     def twice(function):
         def once(y):

@@ -7,36 +7,45 @@ from tests.helpers.table import TABLE, UNDIFFERENTIABLE
 
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 
-HEAD = """# What a vector field may consist of
+HEAD = """# Functions in a vector field
 
-Whatever `jax.jvp` can differentiate has a Taylor expansion, of any order: by a rule for
-the primitive where there is a cheap one, and else by way of its JVP rule. The tests
-expand vector fields made of these {number} functions, of states and time mixed, and
-compare with nested `jax.jvp`: coefficients up to order 5 in float64 to 2e-12 of the
-largest entry (up to order 3 or 4 where nesting takes too long to compile, and more
-coarsely where a function amplifies rounding errors), and in float32. Functions that a
-release of JAX does not have are left out there. Written by `python -m tools.coverage`.
+Every function that `jax.jvp` can differentiate has a Taylor expansion of any order. The
+tests expand vector fields that contain these {number} functions, of the state and of
+time. They compare the coefficients with nested `jax.jvp`:
+
+- up to order 5, or up to order 3 or 4 where nested `jax.jvp` takes too long to compile;
+- in float64 to 2e-12 of the largest entry, or less precisely where a function amplifies
+    rounding errors;
+- and in float32.
+
+The tests leave out functions that a release of JAX does not have. `python -m
+tools.coverage` writes this page from the table of the tests.
+"""
+
+NOTE = """??? note "{title}: {number}"
+
+    {names}.
 """
 
 TAIL = """## Not differentiable
 
-JAX has no derivative of these, or none of that, and so they have no expansion either.
-That is an error which names the primitive and the line where it is called:
+JAX has no derivative of these functions, or not in this form, so they have no
+expansion. The error names the primitive and the line of the call.
 
-{names}.
 """
 
 
 def page() -> str:
     parts = [HEAD.format(number=sum(map(len, TABLE.values())))]
-    for title, entries in TABLE.items():
-        parts.append(f"## {title}\n\n{_names(entries)}.\n")
-    parts.append(TAIL.format(names=_names(UNDIFFERENTIABLE)))
+    parts += [_note(title, entries) for title, entries in TABLE.items()]
+    parts.append(TAIL + _note("Functions", UNDIFFERENTIABLE))
     return "\n".join(parts)
 
 
-def _names(entries: dict) -> str:
-    return ", ".join(f"`{name}`" for name in entries)
+def _note(title: str, entries: dict) -> str:
+    """Makes a block that the reader can unfold, with the names of the functions."""
+    names = ", ".join(f"`{name}`" for name in entries)
+    return NOTE.format(title=title, number=len(entries), names=names)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Kills a training again and again, and compares its end with an undisturbed one's.
+"""Kills a training run again and again, and compares its end with an undisturbed one's.
 
-The training is a command that writes checkpoints into the folder named by its last
+The training run is a command that writes checkpoints into the folder named by its last
 argument, and prints, as its last line, a digest of all that it has trained.
 """
 
@@ -16,18 +16,19 @@ from pathlib import Path
 
 
 def digest(command: Sequence[str], folder: Path) -> str:
-    """Lets the training run to its end."""
+    """Runs the training to its end, and returns the digest."""
     result = subprocess.run([*command, folder], capture_output=True, text=True)
     if result.returncode != 0:
-        raise RuntimeError(f"The training failed:\n{result.stderr}")
+        raise RuntimeError(f"The training run failed:\n{result.stderr}")
     return result.stdout.strip().splitlines()[-1]
 
 
 def kill(command: Sequence[str], folder: Path, seconds: float, *, writing: bool) -> str:
-    """Kills the training some time after it has written its first checkpoint; or, if
-    asked for, while it writes the next one after that time.
+    """Kills the run some time after its first checkpoint.
 
-    Returns the name of the last one that is there then.
+    With `writing`, kills it while it writes the next checkpoint after that time.
+
+    Returns the name of the last checkpoint at that time.
     """
     before = newest(folder)
     with subprocess.Popen(
@@ -40,7 +41,9 @@ def kill(command: Sequence[str], folder: Path, seconds: float, *, writing: bool)
             pass  # A write takes milliseconds.
         process.send_signal(signal.SIGKILL)
     if process.returncode != -signal.SIGKILL:
-        raise RuntimeError("The training ended before it was killed: make it longer.")
+        raise RuntimeError(
+            "The training run ended before it was killed: make it longer."
+        )
     return newest(folder)
 
 
@@ -55,13 +58,13 @@ def newest(folder: Path) -> str:
 def kill_and_resume(
     command: Sequence[str], folder: Path, kills: int, most_seconds: float, seed: int
 ) -> Iterator[str]:
-    """Lines of a log, of which the last two are digests: undisturbed, and killed."""
+    """Returns the lines of a log. The last two are digests: undisturbed, and killed."""
     rng = random.Random(seed)
     undisturbed = digest(command, folder / "undisturbed")
     killed = folder / "killed"
     for number in range(1, kills + 1):
         seconds = rng.uniform(0, most_seconds)
-        # At any moment, and while something is written, in turn.
+        # Kill at any moment and while a checkpoint is written, in turn.
         last = kill(command, killed, seconds, writing=number % 2 == 0)
         yield (
             f"kill {number}: {seconds:.3f} s after the first checkpoint of this "

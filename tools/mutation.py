@@ -79,7 +79,7 @@ def _copy_tree(target: Path) -> None:
 
 def _verdict(copy: Path, paths: Sequence[str]) -> str | None:
     """Returns the first test that fails, or `None` if none does."""
-    # The copy is found before the package that is installed: `-m` puts it first.
+    # The copy is found before the installed package: `-m` puts it first.
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not thorough"]
     result = subprocess.run(
         [*command, "-p", "no:xdist", *paths], cwd=copy, capture_output=True, text=True

@@ -1,7 +1,8 @@
 """Writes the references of the table of functions, computed by nested `jax.jvp`.
 
-The default tests compare expansions with what is stored; the thorough ones compute it
-again. Entries that this release of JAX does not have keep what is stored of them.
+Tests compare expansions with the stored references. The thorough ones compute a part
+of these again. Entries that this release of JAX does not have keep their stored
+references.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Writes `docs/support.md`, by trying everything that is in its tables."""
+"""Writes `docs/support.md`, and tries all combinations in its tables."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 
-# Before the saved times are made.
+# This must be set before the saved times are made.
 jax.config.update("jax_enable_x64", True)
 
 from tests.helpers.support import ADJOINTS, outcome, SAVEATS, SOLVERS
@@ -14,31 +14,30 @@ from tests.helpers.support import ADJOINTS, outcome, SAVEATS, SOLVERS
 
 ROOT = Path(__file__).parents[1]
 
-PAGE = """# What works with what
+PAGE = """# Solvers and adjoints
 
-Whether `SpeedRegularizedTerm` has a finite gradient with these solvers, adjoints and
-saved times: **yes**; **no**; or **neither**, if the term that it wraps has none in the
-same place. The tests try every cell. Written by `python -m tools.support`.
+The tables show whether a solve of a `SpeedRegularizedTerm` has a finite gradient:
+**yes**; **no**; or **neither**, if a solve of the wrapped term has none either. The
+tests try every cell. `python -m tools.support` writes this page.
 
-## Solvers and adjoints
+## Solvers
 
 {solvers}
 
-## Saved times and adjoints
+## Saved times
 
-With `Tsit5`.
+The solver is `Tsit5`.
 
 {saveats}
 
 ## Notes
 
-- `ImplicitAdjoint` differentiates the state at which a solve has come to rest. The
-  regularizer is an integral over the way there, of which that state knows nothing: use
-  a `Quadrature`, or another adjoint.
-- A `Quadrature` adds times at which to save, and evaluates the regularizer after the
-  solve: it works with whatever can save at `ts`. The speed that a
-  `TaylorLagrangeSolver` gathers, and the estimates of an `EstimateRegularizedSolver`,
-  are in the solver's state, which `BacksolveAdjoint` does not save.
+- `ImplicitAdjoint` differentiates a steady state. The regularizer is an integral along
+  the path to it, and not a function of that state: use another adjoint.
+- A `Quadrature` saves the state at its nodes, and evaluates the regularizer after the
+  solve. In `diffeqsolve`, it works with every adjoint that can save at `ts`.
+- The integral of `in_solver()`, and the estimates of an `ErrorRegularizedSolver`, are
+  in the state of the solver, which `BacksolveAdjoint` does not save.
 """
 
 

@@ -1,9 +1,9 @@
 """Runs the tests on the lowest and on the highest versions that are supported.
 
-The lowest are those that `pyproject.toml` declares, on the lowest Python that it does;
-the highest are what the registry offers to the newest Python on this machine. A Python
-that is not there is announced as skipped. Tests that are marked as thorough are left
-out, but for `python tools/test_versions.py --thorough`.
+The lowest are those that `pyproject.toml` declares, on the lowest Python that it
+declares. The highest are those in the registry for the newest Python on this machine. A
+missing Python is reported as skipped. Each default test runs with its first set of
+parameters; `python tools/test_versions.py --thorough` runs all tests.
 """
 
 import os
@@ -16,13 +16,15 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-GROUPS = ("tests", "experiments")
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIGURATION["project"]
+GROUPS = [CONFIGURATION["dependency-groups"][name] for name in ("tests", "experiments")]
+TOOLS = [requirement for group in GROUPS for requirement in group]
 THOROUGH = "--thorough" in sys.argv[1:]
 
 
 def interpreters() -> dict[tuple[int, int], str]:
-    """The Pythons on the path, and those of pyenv."""
+    """Finds the Pythons on the path, and those of pyenv."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     folders += map(str, sorted(pyenv.glob("versions/*/bin")))
@@ -30,15 +32,14 @@ def interpreters() -> dict[tuple[int, int], str]:
     for minor in range(11, 30):
         for folder in folders:
             python = shutil.which(f"python3.{minor}", path=folder)
-            # A shim may be there for a version that is not active.
+            # There may be a shim for a version that is not active.
             if python and _succeeds(python, "-c", "import venv"):
                 found.setdefault((3, minor), python)
     return found
 
 
 def lowest_requirements() -> list[str]:
-    groups = [PROJECT["optional-dependencies"][group] for group in GROUPS]
-    requirements = [*PROJECT["dependencies"], *(r for group in groups for r in group)]
+    requirements = [*PROJECT["dependencies"], *TOOLS]
     return [requirement.replace(">=", "==") for requirement in requirements]
 
 
@@ -47,15 +48,14 @@ def run_tests(name: str, python: str, requirements: list[str]) -> bool:
     subprocess.run([python, "-m", "venv", "--clear", environment], check=True)
     inside = environment / "bin" / "python"
     install = [inside, "-m", "pip", "install", "--quiet", "--upgrade"]
-    extras = ",".join(GROUPS)
-    subprocess.run([*install, "-e", f"{ROOT}[{extras}]", *requirements], check=True)
+    subprocess.run([*install, "-e", ROOT, *requirements], check=True)
     print(f"{name} versions, {_output(python, '--version')}:", flush=True)
     listing = _output(inside, "-m", "pip", "list", "--format=freeze").splitlines()
     names = {re.split("[>=]", r)[0] for r in PROJECT["dependencies"]}
     print("  " + " ".join(l for l in listing if l.split("==")[0] in names), flush=True)
     options = ["-n", "auto", "--dist", "worksteal", "-q"]
     if not THOROUGH:
-        options += ["-m", "not thorough"]
+        options += ["-m", "not thorough", "--one-each"]
     return _succeeds(inside, "-m", "pytest", *options, show=True)
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     else:
         print(f"skipped: the lowest versions, for want of Python {oldest}")
     if found:
-        results["highest"] = run_tests("highest", found[max(found)], [])
+        results["highest"] = run_tests("highest", found[max(found)], TOOLS)
     else:
         sys.exit("failed: no Python was found that the project supports")
     if not all(results.values()):

@@ -1,4 +1,4 @@
-"""How the tests run JAX: in float64, strictly, on eight simulated devices."""
+"""Configuration of JAX for the tests: float64, strict, eight simulated devices."""
 
 import gc
 import os
@@ -26,8 +26,8 @@ def configure() -> None:
 
 def _compile_faster() -> None:
     jax.config.update("jax_disable_most_optimizations", True)
-    # JAX 0.10 compiles in a third of the time with these. Other releases may not know
-    # them, which XLA takes for an error.
+    # JAX 0.10 compiles in a third of the time with these options. For other releases
+    # they may be unknown, which is an error of XLA.
     if jax.__version_info__[:2] == (0, 10):
         os.environ["XLA_FLAGS"] = " ".join(
             [
@@ -39,9 +39,9 @@ def _compile_faster() -> None:
 
 
 def check_types(*, engine: bool) -> None:
-    """Checks the types of what the library's functions get and return.
+    """Checks the types of the arguments and results of the library's functions.
 
-    To be called before the library is imported.
+    This must be called before the library is imported.
     """
     parts = {path.stem for path in (_ROOT / _PACKAGE).iterdir()}
     others = [f"{_PACKAGE}.{part}" for part in sorted(parts - {"__init__", "_engine"})]
@@ -49,12 +49,12 @@ def check_types(*, engine: bool) -> None:
 
 
 def keep_compiled(folder: Path) -> None:
-    """Keeps what is compiled for the next run of the tests."""
+    """Keeps compiled functions for the next run of the tests."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def collect_garbage_seldom() -> None:
-    """Traces are many small objects, of which few are garbage."""
+    """Collects garbage less often: few of the many objects of traces are garbage."""
     gc.set_threshold(100_000, 50, 100)

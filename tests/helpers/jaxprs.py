@@ -6,7 +6,7 @@ import jax.tree_util as jtu
 
 
 def equations(jaxpr: Any) -> Iterator[jex.JaxprEqn]:
-    """Those of a jaxpr, and of the jaxprs inside it."""
+    """Yields the equations of a jaxpr, and of the jaxprs inside it."""
     for eqn in jaxpr.eqns:
         yield eqn
         for leaf in jtu.tree_leaves(eqn.params, is_leaf=_is_jaxpr):

@@ -6,5 +6,5 @@ import pytest
 
 
 def thorough(*values: Any) -> Any:
-    """Values of a test's parameters that only the thorough tests try."""
+    """Marks values of a parameter that only the thorough tests try."""
     return pytest.param(*values, marks=pytest.mark.thorough)

@@ -11,12 +11,12 @@ from jaxtyping import Array, ArrayLike, PyTree
 
 
 def tree_allclose(x: PyTree[Any], y: PyTree[Any], *, rtol: float, atol: float) -> bool:
-    """Structure, shapes and dtypes must match too."""
+    """Returns whether pytrees of equal structure, shapes and dtypes are close."""
     return bool(eqx.tree_equal(x, y, typematch=True, rtol=rtol, atol=atol))
 
 
 def tolerance(dtype: Any, factor: float = 1e4) -> dict[str, float]:
-    """A multiple of the dtype's precision: the same tests then serve all dtypes."""
+    """Returns a multiple of the dtype's precision, for tests of all dtypes."""
     eps = factor * float(jnp.finfo(dtype).eps)
     return dict(rtol=eps, atol=eps)
 
@@ -27,10 +27,10 @@ def nested_coefficients(
     y: PyTree[Array],
     order: int,
 ) -> PyTree[Array]:
-    """Taylor coefficients the slow way, by nested `jax.jvp`, one inside the other."""
+    """Computes Taylor coefficients the slow way, by nested `jax.jvp`."""
 
     def differentiate(function: Callable) -> Callable:
-        """One more derivative beside those that the function has."""
+        """Adds one more derivative to those that the function returns."""
 
         def derivatives(t: Array, y: PyTree[Array]) -> list[PyTree[Array]]:
             rates = (jnp.ones_like(t), field(t, y))
@@ -55,7 +55,7 @@ def nested_coefficients(
 def finite_difference(
     function: Callable[[Array], Array], x: Array, direction: Array, step: float = 1e-5
 ) -> Array:
-    """A directional derivative by central differences of fourth order."""
+    """Computes a directional derivative by central differences of fourth order."""
 
     def difference(h: float) -> Array:
         return (function(x + h * direction) - function(x - h * direction)) / (2 * h)
@@ -64,6 +64,6 @@ def finite_difference(
 
 
 def convergence_orders(errors: list[float]) -> np.ndarray:
-    """Observed orders, for errors of solves that halve the step each time."""
+    """Computes the observed orders from the errors of solves with halved steps."""
     logs = np.log2(np.asarray(errors))
     return logs[:-1] - logs[1:]

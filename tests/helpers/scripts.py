@@ -16,16 +16,17 @@ import jaxtyping
 
 
 class Ended(NamedTuple):
-    """How a script ended, as `subprocess.run` describes it."""
+    """Result of a script, as from `subprocess.run`."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
-# What a user who has set nothing has; scripts may set these.
+# JAX's default settings, which scripts may change.
 _settings = dict(
     jax_default_matmul_precision=None,
+    jax_enable_compilation_cache=True,
     jax_enable_x64=False,
     jax_numpy_dtype_promotion="standard",
     jax_numpy_rank_promotion="allow",
@@ -34,7 +35,7 @@ _settings = dict(
 
 @contextlib.contextmanager
 def as_a_user() -> Iterator[None]:
-    """A context in which JAX has its default settings, and types are not checked."""
+    """Context in which JAX has its default settings, and types are not checked."""
     before = {name: getattr(jax.config, name) for name in _settings}
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

@@ -1,4 +1,4 @@
-"""What `SpeedRegularizedTerm` works with, found out by solving."""
+"""Solvers and adjoints that `SpeedRegularizedTerm` works with, found by solving."""
 
 import warnings
 from collections.abc import Callable
@@ -19,7 +19,8 @@ SOLVERS = dict(
     HalfSolver=dfx.HalfSolver(dfx.Midpoint()),
     Kvaerno3=dfx.Kvaerno3(root_finder=optx.Newton(rtol=1e-6, atol=1e-6)),
     TaylorLagrangeSolver=dsr.TaylorLagrangeSolver(2),
-    EstimateRegularizedSolver=dsr.EstimateRegularizedSolver(dfx.Bosh3()),
+    ExponentialTaylorSolver=dsr.ExponentialTaylorSolver(),
+    ErrorRegularizedSolver=dsr.ErrorRegularizedSolver(dfx.Bosh3()),
 )
 ADJOINTS = dict(
     RecursiveCheckpointAdjoint=dfx.RecursiveCheckpointAdjoint(),
@@ -67,8 +68,8 @@ def _gradient(term: Any, init: Callable, solver: Any, adjoint: Any, saveat: Any)
 
 
 def outcome(solver: str, adjoint: str, saveat: str) -> str:
-    """Whether there is a finite gradient of a solve: "yes", "no", or "neither" if there
-    is none for the term that is wrapped either."""
+    """Returns whether a solve has a finite gradient: "yes", "no", or "neither" if the
+    wrapped term has none either."""
     plain = dfx.ODETerm(_field)
     wrapped = dsr.SpeedRegularizedTerm(plain, order=2)
     if _works(wrapped, wrapped.init, solver, adjoint, saveat):
@@ -78,7 +79,7 @@ def outcome(solver: str, adjoint: str, saveat: str) -> str:
 
 def _works(term: Any, init: Callable, solver: str, adjoint: str, saveat: str) -> bool:
     try:
-        # Diffrax itself does not always do without implicit promotion.
+        # Diffrax itself sometimes needs implicit promotion.
         with (
             warnings.catch_warnings(action="ignore"),
             jax.numpy_dtype_promotion("standard"),

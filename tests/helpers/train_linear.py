@@ -1,4 +1,4 @@
-"""A short training to be killed; prints a digest of its end."""
+"""A short training run to be killed; prints a digest of its end."""
 
 import sys
 
@@ -10,15 +10,17 @@ from .training import make_batches, make_state, make_trainer
 
 
 def main(folder: str) -> None:
-    trainer = make_trainer(reference_solver=dfx.Heun(), reference_tolerance=1e-3)
-    solver = dsr.TaylorLagrangeSolver(1, dsr.ConstantCorrection(2))
-    checkpoints = dsr.Checkpoints(folder, seconds=0.0, keep=2)
-    state = dsr.fit(
+    reference = dsr.training.Reference(2, dfx.Heun(), rtol=1e-3, atol=1e-3)
+    trainer = make_trainer(reference=reference)
+    solver = dsr.TaylorLagrangeSolver(1, dsr.ConstantMidpoint(2))
+    checkpoints = dsr.training.Checkpoints(folder, seconds=0.0, keep=2)
+    state = dsr.training.fit(
         trainer,
         checkpoints.restore(make_state(trainer, solver)),
         make_batches(),
-        until=200,
-        remainder_every=3,
+        num_steps=200,
+        solver_every=3,
+        solver_steps=1,
         checkpoints=checkpoints,
     )
     print(digest(state))

@@ -1,4 +1,4 @@
-"""What the tests of training share: a linear equation to be learned."""
+"""Helpers of the tests of training: a linear equation to be learned."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ import optax
 
 
 ROTATION = jnp.array([[0.0, 2.0], [-2.0, 0.0]])
+NUM_STEPS = 2
 
 
 class Linear(eqx.Module):
@@ -22,12 +23,27 @@ class Linear(eqx.Module):
         return y @ self.matrix.T
 
 
-def problem(model, batch):
-    return dsr.InitialValueProblem(dfx.ODETerm(model), batch[0])
+def equation(model, batch):
+    return dsr.training.InitialValueProblem(dfx.ODETerm(model), batch[0])
 
 
-def loss(model, y1, batch):
-    return jnp.mean((y1 - batch[1]) ** 2)
+def solve(model, solver, batch, num_steps=NUM_STEPS) -> Any:
+    problem = equation(model, batch)
+    return dsr.fixed_step_solve(problem.term, solver, 0.0, 1.0, num_steps, problem.y0)
+
+
+def loss(model, solver, batch):
+    return jnp.mean((solve(model, solver, batch).ys[-1] - batch[1]) ** 2)
+
+
+def penalized(weight):
+    def total(model, solver, batch):
+        solution = solve(model, solver, batch)
+        penalty = solution.solver_state.midpoint_penalty
+        value = jnp.mean((solution.ys[-1] - batch[1]) ** 2)
+        return value + weight * penalty, dict(data=value, penalty=penalty)
+
+    return total
 
 
 def make_batch(key, size=16):
@@ -36,25 +52,31 @@ def make_batch(key, size=16):
 
 
 def make_batches(size=16, num_samples=64):
-    return dsr.Batches(make_batch(jr.key(7), num_samples), size)
+    return dsr.training.Batches(make_batch(jr.key(7), num_samples), size)
 
 
-def make_trainer(**kwargs):
+def make_reference(
+    num_steps: Any = NUM_STEPS, solver: Any = dfx.Tsit5(), **options: Any
+):
+    """Makes a reference with the solver that compiles fastest."""
+    return dsr.training.Reference(num_steps, solver, **options)
+
+
+def make_trainer(**kwargs) -> Any:
     options: dict[str, Any] = dict(
-        problem=problem,
         loss=loss,
-        num_steps=2,
         model_optimizer=optax.adam(2e-2),
+        equation=equation,
         solver_optimizer=optax.adam(1e-2),
-        reference_solver=dfx.Tsit5(),  # Compiles fastest.
+        reference=make_reference(),
     )
-    return dsr.AlternatingTrainer(**(options | kwargs))
+    return dsr.training.Trainer(**(options | kwargs))
 
 
-def make_state(trainer, solver=None):
+def make_state(trainer, solver=None, **options) -> Any:
     if solver is None:
-        solver = dsr.TaylorLagrangeSolver(2, dsr.CorrectionMLP(2, key=jr.key(0)))
-    return trainer.init(Linear(ROTATION + 0.3), solver, key=jr.key(3))
+        solver = dsr.TaylorLagrangeSolver(2, dsr.MidpointMLP(2, key=jr.key(0)))
+    return trainer.init(Linear(ROTATION + 0.3), solver, key=jr.key(3), **options)
 
 
 def arrays(tree):
@@ -62,7 +84,7 @@ def arrays(tree):
 
 
 def same_bits(x, y):
-    """NumPy's bytes of all arrays are equal, and so are structures and dtypes."""
+    """Returns whether all arrays have the same bytes, structures and dtypes."""
 
     def leaves(tree):
         data = jax.tree_util.tree_map(

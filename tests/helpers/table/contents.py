@@ -60,7 +60,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "lineax.linear_solve": LINEAX,
 }
 
-# Of which `jax.jvp`, or `jax.jvp` of it, has no derivative.
+# Functions for which `jax.jvp`, or `jax.jvp` of it, has no derivative.
 UNDIFFERENTIABLE: dict[str, Entry] = group(
     named(jsp.linalg, "sqrtm schur", square),
     named(lax.linalg, "hessenberg", square),

@@ -19,7 +19,7 @@ from jaxtyping import Array, PyTree
 
 
 Function: TypeAlias = Callable[..., PyTree[Any]]
-# From an array of four real numbers to the argument of a function, or a tuple of them.
+# Makes the argument of a function, or a tuple of them, from an array of four numbers.
 Domain: TypeAlias = Callable[[Array], Any]
 
 
@@ -28,16 +28,16 @@ def real(x):
 
 
 class Entry(NamedTuple):
-    """A function, where it is expanded, and how far.
+    """Function of the table, with its domain and the order of its expansion.
 
     - `function`: it may return any pytree.
-    - `order`: of the highest coefficient that is compared. Lower where the nested
-        `jax.jvp` that it is compared with, which grows exponentially, is slow.
+    - `order`: the order of the highest coefficient that is compared. It is lower if the
+        nested `jax.jvp` of the comparison, which grows exponentially, is slow.
     - `reference`: an equal function, where `jax.jvp` can't differentiate this one.
     - `since`: the oldest release of JAX that is known to have the function.
-    - `tolerance`: a factor, for what amplifies rounding errors.
+    - `tolerance`: a factor of the tolerance, if rounding errors are amplified.
     - `single`: whether there is an equal function in float32: random draws have none.
-    - `strict`: whether JAX's own code for it does without implicit promotion.
+    - `strict`: whether JAX's own code for it needs no implicit promotion.
     """
 
     function: Function
@@ -59,7 +59,7 @@ def on(domain: Domain, functions: dict[str, Function], **options: Any):
 
 
 def named(module: Any, names: str, domain: Domain = real, **options: Any):
-    """Functions that are called with what `domain` gives, and nothing else."""
+    """Makes entries of functions whose only arguments are those of the `domain`."""
 
     def attribute(name: str) -> Function:
         return lambda *x: getattr(module, name)(*x)
@@ -75,7 +75,7 @@ def group(*parts: dict[str, Entry]) -> dict[str, Entry]:
 
 
 def variants(name: str, make: Callable[..., Function], options: Iterable[Any]):
-    """A function for each option."""
+    """Makes an entry for each option."""
     return {name.format(option): make(option) for option in options}
 
 
@@ -83,7 +83,7 @@ def variants(name: str, make: Callable[..., Function], options: Iterable[Any]):
 
 
 def between(low, high):
-    """An interval, without its ends."""
+    """Makes the domain of an open interval."""
     middle, radius = (low + high) / 2, 0.9 * (high - low) / 2
     return lambda x: middle + radius * jnp.sin(x)
 
@@ -94,9 +94,13 @@ unit = between(0.0, 1.0)
 signed_unit = between(-1.0, 1.0)
 
 
+@jax.custom_jvp
 def kink(x):
-    """Zero exactly, but only at order 0."""
-    return x - lax.stop_gradient(x)
+    """Returns numbers that are exactly zero, but only at order 0."""
+    return x - x
+
+
+kink.defjvp(lambda primals, tangents: (kink(*primals), tangents[0]))
 
 
 def pair(x):
@@ -128,12 +132,12 @@ def batches(x):
 
 
 def images(x):
-    """A batch of one, two channels, four times four."""
+    """Returns a batch of one image with two channels, 4 by 4."""
     return jnp.stack([jnp.outer(x, jnp.cos(x)), jnp.outer(x, x)])[None]
 
 
 def square(x):
-    """A matrix whose pivots, eigenvalues and singular values are well apart."""
+    """Returns a matrix whose pivots, eigenvalues and singular values are well apart."""
     return jnp.diag(like(x, [1, 2, 3])) + 0.2 * jnp.outer(jnp.sin(x[:3]), x[1:])
 
 
@@ -158,7 +162,7 @@ def definite_system(x):
 
 
 def numbers(x):
-    """Complex ones."""
+    """Returns complex numbers."""
     return lax.complex(x, jnp.cos(x))
 
 
@@ -178,11 +182,11 @@ def hermitian(x):
     return complex_square(x) + jnp.conj(complex_square(x)).T
 
 
-# What the functions below are made of.
+# Parts of the functions below.
 
 
 def like(x, values):
-    """A constant, of the dtype of `x`."""
+    """Makes a constant of the dtype of `x`."""
     return jnp.asarray(np.asarray(values), x.dtype)
 
 
@@ -210,7 +214,7 @@ EVERYWHERE = jax.sharding.PartitionSpec()
 
 @jax.custom_jvp
 def doubled(x):
-    """Has a derivative that is not the one of what it computes."""
+    """Function with a custom derivative that is not the one of its value."""
     return jnp.sin(x)
 
 
@@ -225,7 +229,7 @@ def residual(z, x):
 
 
 def normal(key, like):
-    """The same one in all precisions."""
+    """Draws the same random numbers in all precisions."""
     return jr.normal(key, (), jnp.float32).astype(like.dtype)
 
 
@@ -246,5 +250,5 @@ def large(c):
 
 
 def decay(x):
-    """A number of iterations that depends on the state."""
+    """Function with a number of iterations that depends on the state."""
     return lax.while_loop(large, shrink, x)

@@ -26,7 +26,7 @@ ALL = {
     for group, entries in TABLE.items()
     for name, entry in entries.items()
 }
-# Those that this release of JAX has.
+# The entries that this release of JAX has.
 ENTRIES = {
     name: entry for name, entry in ALL.items() if entry.since <= jax.__version_info__
 }
@@ -38,8 +38,11 @@ _drift = np.array([0.3, -0.5, 0.7, 1.1], np.float32)
 
 
 def field(entry: Entry, function: Function) -> Callable[[Array, Array], Array]:
-    """The function of a mixture of state and time, and as many mixtures of its
-    outputs as there are states."""
+    """Makes a vector field of an entry.
+
+    The function gets a mixture of state and time. Mixtures of its outputs are the
+    entries of the slope.
+    """
 
     def field(t: Array, y: Array) -> Array:
         x: Any = _matrix.astype(y.dtype) @ y + _drift.astype(y.dtype) * t
@@ -58,7 +61,7 @@ def point(dtype: Any) -> tuple[Array, Array]:
 
 
 def promotion(entry: Entry) -> contextlib.ExitStack:
-    """A context with the promotion of types that the function needs."""
+    """Context with the promotion of types that the function needs."""
     stack = contextlib.ExitStack()
     if not entry.strict:
         stack.enter_context(jax.numpy_dtype_promotion("standard"))
@@ -76,8 +79,8 @@ def primitives(entry: Entry) -> set[str]:
 def evaluate(entry: Entry, function: Callable[..., Any], dtype: Any) -> Any:
     """Evaluates a function of time and state, which is made of the entry's field.
 
-    Operations one by one are compiled once for all fields; but loops would be compiled
-    whenever they are met.
+    Single operations are compiled once for all fields, but loops would be compiled each
+    time.
     """
     arguments = point(dtype)
     with promotion(entry):
@@ -91,7 +94,7 @@ _compiled = {"cond", "scan", "shard_map", "while"}
 
 
 def nested(entry: Entry) -> Float[np.ndarray, "orders 4"]:
-    """Taylor coefficients of the entry's field, by nested `jax.jvp`."""
+    """Computes Taylor coefficients of the entry's field, by nested `jax.jvp`."""
     function = field(entry, entry.reference or entry.function)
     coefficients = evaluate(
         entry,
@@ -102,7 +105,7 @@ def nested(entry: Entry) -> Float[np.ndarray, "orders 4"]:
 
 
 def references() -> dict[str, Float[np.ndarray, "orders 4"]]:
-    """What is stored of `nested`, by the names of the entries."""
+    """Loads the stored results of `nested`, by the names of the entries."""
     with np.load(REFERENCES) as file:
         names, coefficients = file["names"], file["coefficients"]
     return {

@@ -41,7 +41,7 @@ LAX = group(
         """
         abs asinh atan bessel_i0e bessel_i1e ceil cos cosh cumlogsumexp cummax cummin
         cumprod cumsum erf erfc exp exp2 expm1 floor logistic neg optimization_barrier
-        round sign sin sinh square stop_gradient tanh
+        round sign sin sinh square tanh
         """,
     ),
     named(lax, "acos asin atanh erf_inv tan", signed_unit),

@@ -92,7 +92,7 @@ RANDOM = group(
 
 
 def _layer(make, *args, call=lambda layer, x: layer(x), **options):
-    """A layer whose weights depend on nothing but their shapes."""
+    """Makes a layer whose weights depend only on their shapes."""
 
     def fill(leaf, x):
         if isinstance(leaf, jax.ShapeDtypeStruct):

@@ -59,8 +59,9 @@ NN = group(
 )
 
 KINKS = group(
-    named(jax.nn, _activations, kink),
-    named(jnp, "abs ceil floor rint round sign sinc", kink),
+    # Nested `jax.jvp` does not know the sides of `abs`, `max`, `min` and `clip`.
+    named(jax.nn, _activations.replace("celu", "").replace("soft_sign", ""), kink),
+    named(jnp, "ceil floor rint round sign sinc", kink),
     named(jnp, "cumprod max median min prod sort unwrap", kink),
     named(jsp.special, "i0e i1e erf expit log_ndtr ndtr", kink),
     # In earlier releases their derivatives are wrong at 0.
@@ -70,14 +71,10 @@ KINKS = group(
         kink,
         {
             "arctan2(x, 1)": lambda x: jnp.arctan2(x, 1.0),
-            "clip(x, 0, 1)": lambda x: jnp.clip(x, 0.0, 1.0),
             "hypot(x, 1)": lambda x: jnp.hypot(x, jnp.ones_like(x)),
             "logaddexp(x, 0)": lambda x: jnp.logaddexp(x, 0.0),
             "logaddexp(x, -x)": lambda x: jnp.logaddexp(x, -x),
             "logaddexp2(x, 0)": lambda x: jnp.logaddexp2(x, 0.0),
-            "maximum(x, 0)": lambda x: jnp.maximum(x, 0.0),
-            "maximum(x, -x)": lambda x: jnp.maximum(x, -x),
-            "minimum(x, 0)": lambda x: jnp.minimum(x, 0.0),
             "mod(x, 1)": lambda x: jnp.mod(x, 1.0),
             "power(x, 0)": lambda x: x**0,
             "power(x, 2)": lambda x: x**2,

@@ -113,7 +113,7 @@ def _distribution(name, methods, domain=real, *parameters, since=()):
 
 
 def _of_counts(name, *parameters):
-    """By the parameter, for counts are integers."""
+    """Makes an entry that varies with the parameter, since counts are integers."""
     counts = lambda p: like(p, [1, 2, 3, 4])
     return {
         f"{name}.logpmf": lambda p: getattr(jsp.stats, name).logpmf(

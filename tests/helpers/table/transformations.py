@@ -38,7 +38,7 @@ from .entry import (
 
 @jax.custom_jvp
 def _cube(x, n):
-    """Has an integer among its arguments, and one among its outputs."""
+    """Function with an integer among its arguments, and one among its outputs."""
     return x**3, n + 1
 
 
@@ -190,7 +190,6 @@ TRANSFORMATIONS = group(
             "named_call": lambda x: jax.named_call(mixed, name="name")(x),
             "named_scope": lambda x: jax.named_scope("name")(mixed)(x),
             "sequential_vmap": jax.vmap(jax.custom_batching.sequential_vmap(jnp.sin)),
-            "stop_gradient": lambda x: x + lax.stop_gradient(jnp.round(x) - x),
             "tree.map": lambda x: jax.tree.map(jnp.sin, {"a": x, "b": (x[0], [x * x])}),
             "value_and_grad": jax.value_and_grad(loss),
             "vjp": lambda x: jax.vjp(mixed, x)[1](jnp.sin(x)),

@@ -1,6 +1,6 @@
-"""The report of slow tests, of a small suite."""
+"""The hooks of pytest, on small suites."""
 
-from .helpers import slow_tests
+from .helpers import one_each, slow_tests
 
 
 pytest_plugins = ["pytester"]
@@ -49,3 +49,34 @@ def test_nothing_to_report(pytester):
     result = pytester.runpytest_inprocess("-p", "no:xdist")
     result.assert_outcomes(passed=1)
     assert "took more than" not in result.stdout.str()
+
+
+def test_one_set_of_parameters_each(pytester):
+    pytester.makeconftest(f"from {one_each.__name__} import *\n")
+    pytester.makeini("[pytest]\nmarkers =\n  all_sets\n  thorough\n")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        skip_first = pytest.param(0, marks=pytest.mark.thorough)
+
+        @pytest.mark.parametrize("x", [skip_first, 1, 2])
+        def test_first(x):
+            assert x == 1
+
+        @pytest.mark.all_sets
+        @pytest.mark.parametrize("x", [3, 4])
+        def test_all(x):
+            pass
+
+        def test_without():
+            pass
+        """
+    )
+    options = ("-p", "no:xdist", "-m", "not thorough")
+    pytester.runpytest_inprocess(*options, "--one-each").assert_outcomes(
+        passed=4, deselected=2
+    )
+    pytester.runpytest_inprocess(*options).assert_outcomes(
+        passed=4, failed=1, deselected=1
+    )

@@ -6,17 +6,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
 from .helpers import tolerance, tree_allclose
+from .helpers.solves import final_state, solve_fixed
 
 
 _forms = ("elementwise", "scalar", "matrix")
 
 
 def _awake(correction, scale=0.3):
-    """With random weights in place of those that are zero before training."""
-    if isinstance(correction, dsr.ConstantCorrection):
+    """Replaces the weights that are zero before training by random ones."""
+    if isinstance(correction, dsr.ConstantMidpoint):
         where = lambda c: c.factors
     else:
         where = lambda c: c.mlp.layers[-1].weight
@@ -30,8 +32,8 @@ def make(request):
 
     def make(state):
         if cls == "constant":
-            return dsr.ConstantCorrection(state, form)
-        return dsr.CorrectionMLP(state, form, ("t", "dt", "y", "dy"), key=jr.key(0))
+            return dsr.ConstantMidpoint(state, form)
+        return dsr.MidpointMLP(state, form, ("t", "dt", "y", "dy"), key=jr.key(0))
 
     return make
 
@@ -62,7 +64,7 @@ def test_batch_is_a_batch_of_samples(make):
 
 
 def test_is_a_multiple_of_the_slope(make):
-    """So that it vanishes where the solution is at rest."""
+    """The offset vanishes where the solution is at rest."""
     correction = _awake(make(3))
     y = jnp.arange(3.0)
     at_rest = correction(0.1, 0.5, y, jnp.zeros(3), None)
@@ -78,7 +80,7 @@ def test_forms():
     )
     for form, factors, expected in cases:
         correction = eqx.tree_at(
-            lambda c: c.factors, dsr.ConstantCorrection(2, form), jnp.array(factors)
+            lambda c: c.factors, dsr.ConstantMidpoint(2, form), jnp.array(factors)
         )
         actual = correction(0.0, 1.0, dy, dy, None)
         assert tree_allclose(actual, jnp.array(expected), rtol=0, atol=0)
@@ -86,7 +88,7 @@ def test_forms():
 
 @pytest.mark.parametrize("order", (1, 2, 3))
 def test_matrix_makes_a_step_of_a_linear_equation_exact(order):
-    """The paper's stiff system, in one step of a hundred times its fast time scale."""
+    """A step of the paper's stiff system is a hundred of its fast time scales long."""
     matrix = jnp.array([[-6001.0, -1998.0], [-2997.0, -1006.0]]) / 7
     h, identity = 0.1, jnp.eye(2)
     z = h * matrix
@@ -100,27 +102,27 @@ def test_matrix_makes_a_step_of_a_linear_equation_exact(order):
     gamma = jnp.linalg.solve(jnp.linalg.matrix_power(z, order), rest * factorial)
     phi = (gamma - identity) @ jnp.linalg.inv(z) * (order + 1) - identity
     correction = eqx.tree_at(
-        lambda c: c.factors, dsr.ConstantCorrection(2, "matrix"), phi.reshape(-1)
+        lambda c: c.factors, dsr.ConstantMidpoint(2, "matrix"), phi.reshape(-1)
     )
     term = dfx.ODETerm(lambda t, y, args: matrix @ y)
     y0 = jnp.array([-0.9, -1.0])
-    problem = dsr.InitialValueProblem(term, y0, 0.0, h)
+    problem = dsr.training.InitialValueProblem(term, y0, 0.0, h)
     solver = dsr.TaylorLagrangeSolver(order, correction)
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 1))
+    y1 = final_state(solve_fixed(problem, solver, 1))
     expected = jax.scipy.linalg.expm(z) @ y0
-    # Of numbers as large as z^p, this is round-off.
+    # This is round-off of numbers as large as z^p.
     assert jnp.allclose(y1, expected, rtol=0, atol=1e-13 * 100.0**order)
 
 
 def test_arguments_of_the_field():
-    class Given(dsr.AbstractCorrection):
+    class Given(dsr.AbstractMidpoint):
         def __call__(self, t, dt, y, dy, args):
             return args * dy
 
     term = dfx.ODETerm(lambda t, y, args: -y)
-    problem = dsr.InitialValueProblem(term, jnp.ones(2), args=jnp.array(-1.0))
+    problem = dsr.training.InitialValueProblem(term, jnp.ones(2), args=jnp.array(-1.0))
     solver = dsr.TaylorLagrangeSolver(2, Given())
-    y1 = dsr.final_state(dsr.solve_fixed(problem, solver, 1))
+    y1 = final_state(solve_fixed(problem, solver, 1))
     # Gamma = y0: 1 - 1 + 1 / 2.
     assert tree_allclose(y1, jnp.full(2, 0.5), rtol=1e-14, atol=0)
 
@@ -143,9 +145,59 @@ def test_state_of_another_shape(make):
 def test_bad_arguments(without_type_checks):
     form: Any = "diagonal"
     with pytest.raises(ValueError, match="`form` must be one of.*'diagonal'"):
-        dsr.CorrectionMLP(3, form, key=jr.key(0))
+        dsr.MidpointMLP(3, form, key=jr.key(0))
     inputs: Any = ("z",)
     with pytest.raises(ValueError, match="`inputs` must be some of"):
-        dsr.CorrectionMLP(3, inputs=inputs, key=jr.key(0))
+        dsr.MidpointMLP(3, inputs=inputs, key=jr.key(0))
     with pytest.raises(ValueError, match="floating-point"):
-        dsr.ConstantCorrection(jnp.arange(3))
+        dsr.ConstantMidpoint(jnp.arange(3))
+    with pytest.raises(ValueError, match="`state` must be a positive integer"):
+        dsr.MidpointMLP(-1, key=jr.key(0))
+    activation: Any = "tanh"
+    with pytest.raises(ValueError, match="`activation` must be a function.*'tanh'"):
+        dsr.MidpointMLP(2, activation=activation, key=jr.key(0))
+    keys: Any = (0, None, jr.split(jr.key(0)))
+    for key in keys:
+        with pytest.raises(ValueError, match="`key` must be one random key, such as"):
+            dsr.MidpointMLP(2, key=key)
+
+
+def test_sizes_and_inputs_of_other_kinds():
+    """The size may be from NumPy, and a single input may be a name."""
+    midpoint = dsr.MidpointMLP(np.prod((2, 3)), inputs="dt", key=jr.key(0))
+    assert midpoint.inputs == ("dt",) and midpoint.mlp.in_size == 1
+    assert dsr.ConstantMidpoint(np.int64(6)).factors.shape == (36,)
+
+
+def test_form_of_small_and_of_large_states():
+    midpoints = [dsr.MidpointMLP(n, key=jr.key(0)) for n in (8, 9)]
+    assert [midpoint.form for midpoint in midpoints] == ["matrix", "elementwise"]
+    assert [midpoint.mlp.out_size for midpoint in midpoints] == [64, 9]
+    assert dsr.ConstantMidpoint(9).factors.shape == (9,)
+
+
+@pytest.mark.parametrize("degree", (None, 1, 2))
+@pytest.mark.parametrize("form", ("elementwise", "scalar", "matrix"))
+def test_empty_batch(degree, form):
+    """A solver, its penalties and all ways to integrate a regularizer take one."""
+    midpoint = dsr.MidpointMLP(2, form, ("t", "dt", "y", "dy"), key=jr.key(0))
+    if degree is None:
+        solver, methods = dsr.HyperSolver(dfx.Heun(), midpoint), []
+    else:
+        solver, methods = dsr.TaylorLagrangeSolver(degree, midpoint), [dsr.in_solver()]
+    methods += [dsr.gauss_legendre(2), dsr.random_nodes(jr.key(0))]
+    y0, term = jnp.zeros((0, 2)), dfx.ODETerm(lambda t, y, args: -y)
+    solution: Any = dsr.fixed_step_solve(term, solver, 0.0, 1.0, 2, y0)
+    assert solution.ys.shape == (1, 0, 2)
+    leaves = jax.tree.leaves(solution.solver_state)
+    assert all(jnp.array_equal(leaf, jnp.zeros(leaf.shape)) for leaf in leaves)
+    if form != "matrix":
+        return
+    pairs = [(solver, method) for method in methods]
+    for solver, method in (*pairs, (dfx.Tsit5(), dsr.augmented())):
+        _, integral = dsr.regularized_solve(
+            *(term, solver, 0.0, 1.0, 0.5, y0),
+            regularizer=dsr.DerivativeNorm(1),
+            method=method,
+        )
+        assert integral == 0
