@@ -1,12 +1,14 @@
-r"""Continuous normalizing flows.
+r"""Continuous normalizing flows: two densities in the plane, and MINIBOONE's.
 
 A flow takes samples of the data at time 0 to samples of a normal distribution at time
 1. Along a solution of $dy/dt = f(t, y)$ the density changes by $d \log p / dt = -
-\operatorname{tr} \partial f / \partial y$, which is solved for beside the samples.
+\operatorname{tr} \partial f / \partial y$, which is solved for along with the samples.
 (Grathwohl et al., "FFJORD: Free-Form Continuous Dynamics for Scalable Reversible
 Generative Models", ICLR 2019.)
 """
 
+import dataclasses
+import functools as ft
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -17,16 +19,31 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+import numpy as np
+import optax
+import optax.contrib
+from jaxtyping import Array, Float, Key
+
+from . import data, methods, plots
+from .config import Options
+from .methods import Method
+from .problem import Batch, final_state, Problem
+from .task import Task
+from .training import Experiment, Run, Trained
 
 
-DATA_TIME, BASE_TIME = 0.0, 1.0
-
-Solve = Callable[[dsr.InitialValueProblem], dfx.Solution]
+ORDERS = {"R_2": 2, "R_3": 3, "R_4": 4}
+PLANAR: dict[str, data.Sampler] = dict(moons=data.moons, pinwheel=data.pinwheel)
+PER_EPOCH, TEST_BATCHES, NUM_STEPS, TOLERANCE = 100, 16, 8, 1.4e-8
+TEST_SEED = 2**32  # Too large for a seed of the options.
+EXTENT, POINTS = 4.0, 64
+Samples = Float[Array, "batch size"]
+Densities = Float[Array, " batch"]
+Function = Callable[[Samples], Samples]
 
 
 class ConcatSquash(eqx.Module):
-    r"""$(W y + b) \, \sigma(u t + v) + w t$, with vectors $u, v, w$ of their own."""
+    r"""Layer $(W y + b) \, \sigma(u t + v) + w t$, with learned vectors $u, v, w$."""
 
     linear: eqx.nn.Linear
     gate: eqx.nn.Linear
@@ -38,91 +55,61 @@ class ConcatSquash(eqx.Module):
         self.gate = eqx.nn.Linear(1, outputs, key=gate_key)
         self.shift = eqx.nn.Linear(1, outputs, use_bias=False, key=shift_key)
 
-    def __call__(
-        self, t: Float[Array, "1"], y: Float[Array, "batch inputs"]
-    ) -> Float[Array, "batch outputs"]:
+    def __call__(self, t: Float[Array, "1"], y: Samples) -> Samples:
         gate, shift = jax.nn.sigmoid(self.gate(t)), self.shift(t)
         return jax.vmap(lambda x: self.linear(x) * gate + shift)(y)
 
 
 class Field(eqx.Module):
-    """The field of a batch of samples, each of which moves on its own."""
+    """Vector field of a batch of samples, each of which moves on its own."""
 
-    layers: tuple[ConcatSquash, ...]
-    activation: Callable[[Array], Array] = eqx.field(static=True)
+    layers: list[ConcatSquash]
 
-    def __init__(
-        self,
-        size: int,
-        width: int,
-        depth: int,
-        activation: Callable[[Array], Array],
-        *,
-        key: Key[Array, ""],
-    ):
-        """**Arguments:**
-
-        - `size`: of a sample.
-        - `width`, `depth`: the size and the number of the hidden layers.
-        - `activation`: of the hidden layers.
-        - `key`: decides the initial weights.
-        """
-        sizes = itertools.pairwise([size, *[width] * depth, size])
-        keys = jr.split(key, depth + 1)
-        self.layers = tuple(
-            ConcatSquash(*shape, key=k) for shape, k in zip(sizes, keys)
-        )
-        self.activation = activation
+    def __init__(self, size: int, width: int, *, key: Key[Array, ""]):
+        sizes = list(itertools.pairwise([size, width, width, size]))
+        keys = jr.split(key, len(sizes))
+        self.layers = [ConcatSquash(*shape, key=k) for shape, k in zip(sizes, keys)]
 
     @property
     def size(self) -> int:
         return self.layers[0].linear.weight.shape[1]
 
-    def __call__(
-        self, t: Float[ArrayLike, ""], y: Float[Array, "batch size"], args: Any = None
-    ) -> Float[Array, "batch size"]:
-        del args
+    def __call__(self, t: Any, y: Samples, args: Any = None) -> Samples:
         time = jnp.asarray(t, y.dtype).reshape(1)
         *hidden, last = self.layers
         for layer in hidden:
-            y = self.activation(layer(time, y))
+            y = jax.nn.softplus(layer(time, y))
         return last(time, y)
 
 
 class FlowState(eqx.Module):
-    """Samples, and by how much the logarithm of the density at each has grown."""
+    """Samples, and the growth of the logarithm of the density at each."""
 
-    samples: Float[Array, "batch size"]
-    log_density: Float[Array, " batch"]
-
-    @classmethod
-    def of(cls, samples: Float[Array, "batch size"]) -> "FlowState":
-        return cls(samples, jnp.zeros_like(samples[:, 0]))
+    samples: Samples
+    log_density: Densities
 
 
-def exact_trace(
-    function: Callable[[Float[Array, "batch size"]], Float[Array, "batch size"]],
-    y: Float[Array, "batch size"],
-) -> tuple[Float[Array, "batch size"], Float[Array, " batch"]]:
-    """The value of a function of each sample, and the trace of its Jacobian.
+def exact_trace(function: Function, y: Samples) -> tuple[Samples, Densities]:
+    """Computes a function of each sample, and the trace of its Jacobian.
 
     **Cost:** as many products with the Jacobian as a sample has entries.
     """
+    axes = jnp.eye(y.shape[1], dtype=y.dtype)
+    if len(axes) <= 4:
+        # Separate products take half the time of those of a linearization.
+        tangents = [jnp.broadcast_to(axis, y.shape) for axis in axes]
+        pushed = [jax.jvp(function, (y,), (tangent,)) for tangent in tangents]
+        diagonal = [dy[:, i] for i, (_, dy) in enumerate(pushed)]
+        return pushed[0][0], jnp.sum(jnp.stack(diagonal), axis=0)
     value, push = jax.linearize(function, y)
-
-    def entry(axis: Float[Array, " size"]) -> Float[Array, " batch"]:
-        return push(jnp.broadcast_to(axis, y.shape)) @ axis
-
-    diagonal = jax.vmap(entry)(jnp.eye(y.shape[1], dtype=y.dtype))
-    return value, jnp.sum(diagonal, axis=0)
+    entry = lambda axis: push(jnp.broadcast_to(axis, y.shape)) @ axis
+    return value, jnp.sum(jax.vmap(entry)(axes), axis=0)
 
 
 def estimated_trace(
-    function: Callable[[Float[Array, "batch size"]], Float[Array, "batch size"]],
-    y: Float[Array, "batch size"],
-    noise: Float[Array, "batch size"],
-) -> tuple[Float[Array, "batch size"], Float[Array, " batch"]]:
-    """As `exact_trace`, but by one product: unbiased for noise of covariance one.
+    function: Function, y: Samples, noise: Samples
+) -> tuple[Samples, Densities]:
+    """Estimates the trace by one product, without bias for noise of covariance one.
 
     (Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix for
     Laplacian Smoothing Splines", 1989.)
@@ -132,14 +119,10 @@ def estimated_trace(
 
 
 def flow_field(field: Field) -> Callable[..., FlowState]:
-    """The field of a `FlowState`; its `args` are the noise for the trace, or `None` for
-    the exact one."""
+    """Makes the field of a `FlowState`. Its `args` are the noise for the trace, or
+    `None` for the exact trace."""
 
-    def flow(
-        t: Float[ArrayLike, ""],
-        state: FlowState,
-        noise: Float[Array, "batch size"] | None,
-    ) -> FlowState:
+    def flow(t: Any, state: FlowState, noise: Samples | None) -> FlowState:
         at_time = lambda y: field(t, y)
         if noise is None:
             velocity, trace = exact_trace(at_time, state.samples)
@@ -150,49 +133,214 @@ def flow_field(field: Field) -> Callable[..., FlowState]:
     return flow
 
 
-def problem(
-    field: Field,
-    samples: Float[Array, "batch size"],
-    noise: Float[Array, "batch size"] | None = None,
-) -> dsr.InitialValueProblem:
-    """From samples of the data to the base's."""
-    return _problem(field, FlowState.of(samples), DATA_TIME, BASE_TIME, noise)
+def equation(field: Field, batch: Batch) -> dsr.training.InitialValueProblem:
+    """Makes the equation that takes samples of the data to those of the base.
 
-
-def _problem(
-    field: Field,
-    state: FlowState,
-    t0: float,
-    t1: float,
-    noise: Float[Array, "batch size"] | None = None,
-) -> dsr.InitialValueProblem:
-    term = dfx.ODETerm(flow_field(field))
-    # Diffrax gives the state the dtype of time, where that is the wider one.
-    t0, t1 = jnp.asarray((t0, t1), state.samples.dtype)
-    return dsr.InitialValueProblem(term, state, t0, t1, noise)
-
-
-def base_log_density(samples: Float[Array, "batch size"]) -> Float[Array, " batch"]:
-    return jnp.sum(jax.scipy.stats.norm.logpdf(samples), axis=1)
-
-
-def log_likelihood(final: FlowState) -> Float[Array, " batch"]:
-    """Of the data from which a solution came to this state of the base."""
-    return base_log_density(final.samples) - final.log_density
-
-
-@eqx.filter_jit
-def generate(
-    field: Field, solve: Solve, key: Key[Array, ""], count: int
-) -> tuple[Float[Array, "count size"], Float[Array, " count"]]:
-    """Draws from the flow, by a solve backwards in time.
-
-    **Returns:**
-
-    The samples, and the logarithm of the flow's density there.
+    In training, the trace is estimated by random signs, except in the plane.
     """
-    samples = jr.normal(key, (count, field.size), field.layers[0].linear.weight.dtype)
-    final = FlowState(samples, base_log_density(samples))
-    ivp = _problem(field, final, BASE_TIME, DATA_TIME)
-    state: PyTree[Array] = dsr.final_state(solve(ivp))
-    return state.samples, state.log_density
+    samples = jnp.asarray(batch.data)
+    noise = None
+    if batch.key is not None and samples.shape[1] > 2:
+        noise = jr.rademacher(batch.key, samples.shape).astype(samples.dtype)
+    state = FlowState(samples, jnp.zeros_like(samples[:, 0]))
+    term = dfx.ODETerm(flow_field(field))
+    return dsr.training.InitialValueProblem(term, state, args=noise)
+
+
+def log_likelihood(solution: dfx.Solution) -> Densities:
+    """Computes the log-likelihood of data from their solution."""
+    final = final_state(solution)
+    base = jnp.sum(jax.scipy.stats.norm.logpdf(final.samples), axis=1)
+    return base - final.log_density
+
+
+def loss(field: Field, solution: dfx.Solution, batch: Batch) -> Float[Array, ""]:
+    """Computes the mean negative log-likelihood of a batch, in nats."""
+    return -jnp.mean(log_likelihood(solution))
+
+
+class OfSamples(dsr.AbstractRegularizer):
+    """Regularizer of the samples' motion, without the density in the state."""
+
+    field: Field
+    regularizer: dsr.AbstractRegularizer
+
+    def evaluate(
+        self, term: dfx.AbstractTerm, t: Any, y: FlowState, args: Any
+    ) -> tuple[FlowState, Float[Array, ""]]:
+        moving = dfx.ODETerm(self.field)
+        _, value = self.regularizer.evaluate(moving, t, y.samples, None)
+        return term.vf(t, y, args), value
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowOptions(Options):
+    epochs: int = 5
+    width: int = 64
+    """Width of the network. TayNODE's has 860."""
+    batch_size: int = 256
+    """Batch size. TayNODE's is 1000."""
+    rate: float = 1e-2
+    """Learning rate, at the start. TayNODE's is 1e-3."""
+    regularization: float = 1e-2
+    """Weight of R_K."""
+    kinetic: float = 1e-2
+    """RNODE's weight of the kinetic energy."""
+    jacobian: float = 1e-2
+    """RNODE's weight of the Jacobian's norm."""
+    penalty: float = 1.0
+    """Weight of the penalty of the learned solver."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MinibooneOptions(FlowOptions):
+    epochs: int = 45
+    batch_size: int = 128
+    rate: float = 3e-2
+    regularization: float = 1.0
+    kinetic: float = 0.1
+    jacobian: float = 0.1
+    penalty: float = 50.0
+
+
+def sampled_batches(sampler: data.Sampler, size: int) -> Any:
+    """Makes batches of new samples for each step."""
+
+    def batches(key: Key[Array, ""], step: int) -> Float[np.ndarray, "size 2"]:
+        words = np.asarray(jr.key_data(jr.fold_in(key, step)))
+        return sampler(np.random.default_rng(words), size)
+
+    return batches
+
+
+def flow_problem(name: str, options: FlowOptions, key: Key[Array, ""]) -> Problem:
+    size = options.batch_size
+    if name in PLANAR:
+        batches = sampled_batches(PLANAR[name], size)
+        per_epoch = 5 if options.quick else PER_EPOCH
+        test = PLANAR[name](np.random.default_rng(TEST_SEED), 4000)
+    else:
+        train, _, test, _ = data.load_miniboone()
+        batches = dsr.training.Batches(
+            train[: 2 * size] if options.quick else train, size
+        )
+        per_epoch = batches.num_batches
+        test = test[: len(test) // TEST_BATCHES * TEST_BATCHES]
+    field = Field(test.shape[1], options.width, key=key)
+    parts = [Batch(part) for part in np.split(test, TEST_BATCHES)]
+    return Problem(
+        *(field, batches, per_epoch, equation, loss, parts), tolerance=TOLERANCE
+    )
+
+
+def optimizer_of(
+    name: str, method: str, rate: float, steps: int
+) -> optax.GradientTransformation:
+    """Makes the optimizer of the method's paper. For MINIBOONE it is Muon."""
+    if name not in PLANAR:
+        return optax.contrib.muon(optax.cosine_decay_schedule(rate, steps))
+    if method == "Taylor-Lagrange":
+        boundaries = {round(250 / 400 * steps): 1e-2}
+        schedule = optax.piecewise_constant_schedule(rate, boundaries)
+        return optax.adamw(schedule, weight_decay=1e-3)
+    boundaries = {round(part * steps): 0.1 for part in (0.6, 0.85)}
+    schedule = optax.piecewise_constant_schedule(rate, boundaries)
+    # The gradient of half the squared norm.
+    return optax.chain(optax.add_decayed_weights(1e-6), optax.adam(schedule))
+
+
+def method_of(
+    name: str, options: FlowOptions, size: int, steps: int, key: Key[Array, ""]
+) -> Method:
+    if name == "plain":
+        return Method()
+    if name == "Taylor-Lagrange":
+        sample = FlowState(jnp.zeros(size), jnp.zeros(()))
+        midpoint = dsr.MidpointMLP(sample, inputs=("t", "y"), width=16, key=key)
+        return Method(
+            dsr.TaylorLagrangeSolver(2, midpoint),
+            num_steps=NUM_STEPS,
+            weight=options.penalty,
+            solver_optimizer=optax.adam(1e-4, 0.999, 0.9999),
+            # As many reference solves as in the paper's schedule.
+            fit=dict(solver_every=max(1, steps // 120), solver_steps=1),
+        )
+    rnode = methods.rnode(options.kinetic, options.jacobian)
+
+    def make(field: Field, batch: Batch, y0: FlowState) -> dsr.AbstractRegularizer:
+        if name == "RNODE":
+            return OfSamples(field, rnode(field, batch, y0.samples))
+        return OfSamples(field, dsr.DerivativeNorm(ORDERS[name]))
+
+    way = methods.regularized(make, dsr.gauss_legendre(4))
+    return Method(way=way, weight=options.regularization if name in ORDERS else 1.0)
+
+
+def build(name: str, run: Run) -> Experiment:
+    options: FlowOptions = run.options
+    if options.quick:
+        options = dataclasses.replace(options, width=16, epochs=1, batch_size=250)
+    model_key, solver_key = jr.split(run.key)
+    problem = flow_problem(name, options, model_key)
+    steps = options.epochs * problem.per_epoch
+    method = method_of(run.method, options, problem.model.size, steps, solver_key)
+    optimizer = optimizer_of(name, run.method, options.rate, steps)
+    return Experiment(problem, method, optimizer, options.epochs)
+
+
+def finish(run: Run, experiment: Experiment, trained: Trained) -> Any:
+    """Computes the density of a planar flow on a grid, and draws from it."""
+    problem, field = experiment.problem, trained.model
+    if field.size > 2:
+        tabular = data.load_miniboone()
+        samples = len(tabular.train)
+        return dict(training_samples=samples, partial=tabular.partial), {}
+    axis = np.linspace(-EXTENT, EXTENT, POINTS, dtype=np.float32)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+
+    @eqx.filter_jit
+    def draw(field: Field, grid: Samples) -> tuple[Samples, Densities]:
+        density = log_likelihood(problem.solve(field, Batch(grid)))
+        # Backwards in time.
+        noise = jr.normal(jr.key(0), (1000, 2), grid.dtype)
+        backwards = dfx.diffeqsolve(
+            *(dfx.ODETerm(field), problem.solver, 1.0, 0.0, None, noise),
+            **problem.options,
+        )
+        return final_state(backwards), density.reshape(POINTS, POINTS)
+
+    samples, log_density = draw(field, jnp.asarray(grid))
+    # Smaller densities do not show in the picture.
+    log_density = np.round(np.maximum(log_density, -20), 2)
+    return {}, dict(log_density=log_density, samples=np.round(samples, 2))
+
+
+def _task(name: str, options: type[FlowOptions], **others: Any) -> Task:
+    return Task(
+        name=name,
+        options=options,
+        heeds={
+            "plain": (),
+            **dict.fromkeys(ORDERS, ("regularization",)),
+            "RNODE": ("kinetic", "jacobian"),
+            "Taylor-Lagrange": ("penalty",),
+        },
+        build=ft.partial(build, name),
+        finish=finish,
+        columns={
+            "test NLL": ("loss", ".3f"),
+            "NFE": ("nfe", ".4g"),
+            "NLL by own solve": ("own_loss", ".3f"),
+            "own solve": ("solve_seconds", "ms"),
+            "training step": ("step_seconds", "ms"),
+            "training": ("training_seconds", "s"),
+        },
+        draw=lambda records: plots.densities(records, EXTENT),
+        **others,
+    )
+
+
+TASKS = (
+    *(_task(name, FlowOptions) for name in PLANAR),
+    _task("miniboone", MinibooneOptions, data=data.load_miniboone),
+)

@@ -1,59 +1,58 @@
 """A latent ODE of irregular time series: a recurrent encoder, a field, a decoder."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import diffrax as dfx
-import diffrax_speedreg as dsr
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-import optimistix as optx
-from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key
+
+from .problem import Scalar
 
 
-LATENT, RECURRENT, UNITS, WIDTH = 20, 40, 50, 50
-# Of what is observed, around what is predicted.
+LATENT, RECURRENT, UNITS = 20, 40, 50
+# The deviation of the observations from the predictions.
 DEVIATION = 0.01
-SOLVER = dfx.Dopri5()
+Module = TypeVar("Module", bound=eqx.Module)
+Trajectories = Float[Array, "trajectories latent"]
+Predicted = Float[Array, "samples patients times features"]
 
 
-class Series(NamedTuple):
-    """Time series of patients, all at the same times; observed where the mask is."""
+class Series(eqx.Module):
+    """Time series of patients, all at the same times, with a mask of observations."""
 
     values: Float[Array | np.ndarray, "patients times features"]
     mask: Bool[Array | np.ndarray, "patients times features"]
 
 
-class Gaussian(NamedTuple):
+class Gaussian(eqx.Module):
     """Independent normal distributions."""
 
     mean: Float[Array, "..."]
     deviation: Float[Array, "..."]
 
     def sample(self, key: Key[Array, ""], num_samples: int) -> Float[Array, "..."]:
-        shape = num_samples, *self.mean.shape
-        noise = jr.normal(key, shape, self.mean.dtype)
+        noise = jr.normal(key, (num_samples, *self.mean.shape), self.mean.dtype)
         return self.mean[None] + self.deviation[None] * noise
 
-    def divergence(self) -> Float[Array, ""]:
-        """From the standard normal distribution (Kullback-Leibler), mean of all."""
+    def divergence(self) -> Scalar:
+        """Computes the mean divergence (Kullback-Leibler) from the standard normal
+        distribution."""
         variance = self.deviation**2
         return jnp.mean(variance + self.mean**2 - 1 - jnp.log(variance)) / 2
 
 
-class Memory(NamedTuple):
-    """What an encoder has gathered: two vectors, and when it was last told something.
+class Memory(eqx.Module):
+    """State of an encoder: two vectors, and the time of the last observation.
 
     The papers call the vectors a mean and a deviation.
     """
 
     mean: Float[Array, " recurrent"]
     deviation: Float[Array, " recurrent"]
-    time: Float[Array, ""]
+    time: Scalar
 
 
 class RecurrentUnit(eqx.Module):
@@ -64,33 +63,33 @@ class RecurrentUnit(eqx.Module):
     candidate: eqx.nn.MLP
 
     def __init__(self, num_features: int, *, key: Key[Array, ""]):
-        # The vectors of the memory, values, their mask, and the time that has passed.
+        # Inputs: the vectors of the memory, values, their mask, and the time passed.
         inputs = 2 * RECURRENT + 2 * num_features + 1
-        keys = jr.split(key, 3)
-        gate = [
-            eqx.nn.MLP(inputs, RECURRENT, UNITS, 1, jnp.tanh, jax.nn.sigmoid, key=k)
-            for k in keys[:2]
-        ]
-        self.update, self.reset = gate
+        first, second, third = jr.split(key, 3)
+        gate = lambda key: eqx.nn.MLP(
+            inputs, RECURRENT, UNITS, 1, jnp.tanh, jax.nn.sigmoid, key=key
+        )
+        self.update, self.reset = gate(first), gate(second)
         self.candidate = eqx.nn.MLP(
-            inputs, 2 * RECURRENT, UNITS, 1, jnp.tanh, key=keys[2]
+            inputs, 2 * RECURRENT, UNITS, 1, jnp.tanh, key=third
         )
 
     def __call__(
         self,
         memory: Memory,
-        time: Float[Array, ""],
+        time: Scalar,
         values: Float[Array, " features"],
         mask: Bool[Array, " features"],
     ) -> Memory:
-        """What is remembered after an observation; the same if nothing was observed."""
+        """Computes the memory after an observation. It stays the same without one."""
         observed = jnp.where(mask, values, 0)
-        told = [observed, mask.astype(observed.dtype), memory.time[None] - time]
-        everything = jnp.concatenate([memory.mean, memory.deviation, *told])
+        inputs = [observed, mask.astype(observed.dtype), memory.time[None] - time]
+        everything = jnp.concatenate([memory.mean, memory.deviation, *inputs])
         keep, reset = self.update(everything), self.reset(everything)
         vectors = memory.mean * reset, memory.deviation * reset
-        candidate = self.candidate(jnp.concatenate([*vectors, *told]))
-        mean, deviation = jnp.split(candidate, 2)
+        mean, deviation = jnp.split(
+            self.candidate(jnp.concatenate([*vectors, *inputs])), 2
+        )
         new = Memory(
             keep * memory.mean + (1 - keep) * mean,
             keep * memory.deviation + (1 - keep) * jnp.abs(deviation),
@@ -100,7 +99,7 @@ class RecurrentUnit(eqx.Module):
 
 
 class Encoder(eqx.Module):
-    """Reads a time series from its end to its start, where the latent one starts."""
+    """Network that reads a time series from its end to its start."""
 
     unit: RecurrentUnit
     readout: eqx.nn.MLP
@@ -118,47 +117,40 @@ class Encoder(eqx.Module):
         values: Float[Array, "times features"],
         mask: Bool[Array, "times features"],
     ) -> Gaussian:
-        def step(memory: Memory, told: tuple[Array, Array, Array]):
-            return self.unit(memory, *told), None
+        def step(memory: Memory, inputs: tuple[Array, Array, Array]):
+            return self.unit(memory, *inputs), None
 
         nothing = jnp.zeros(RECURRENT, ts.dtype)
         memory = Memory(nothing, nothing, ts[-1])
-        memory, _ = lax.scan(step, memory, (ts, values, mask), reverse=True)
+        memory, _ = jax.lax.scan(step, memory, (ts, values, mask), reverse=True)
         vectors = jnp.concatenate([memory.mean, memory.deviation])
         mean, deviation = jnp.split(self.readout(vectors), 2)
         return Gaussian(mean, jnp.abs(deviation))
 
 
 class Field(eqx.Module):
-    """The autonomous field of all trajectories, as one state."""
+    """Autonomous vector field of all trajectories, as one state."""
 
     mlp: eqx.nn.MLP
 
-    def __call__(
-        self,
-        t: Float[ArrayLike, ""],
-        z: Float[Array, "trajectories latent"],
-        args: None,
-    ) -> Float[Array, "trajectories latent"]:
+    def __call__(self, t: Any, z: Trajectories, args: None) -> Trajectories:
         return jax.vmap(self.mlp)(jnp.tanh(z))
-
-
-Module = TypeVar("Module", bound=eqx.Module)
 
 
 def redrawn(
     module: Module, key: Key[Array, ""], deviation: float | None = None
 ) -> Module:
-    """With normal weights, and no biases, as the papers' networks start.
+    """Redraws the layers of a module as in the papers: normal weights, no biases.
 
     **Arguments:**
 
-    - `deviation`: of the weights; by default, 1 / sqrt(n) for a layer of n inputs.
+    - `deviation`: the deviation of the weights; by default 1 / sqrt(n) for a layer of n
+        inputs.
     """
+    is_layer = lambda x: isinstance(x, eqx.nn.Linear)
 
     def layers(module: Module) -> list[eqx.nn.Linear]:
-        leaves = jax.tree.leaves(module, is_leaf=_is_layer)
-        return [leaf for leaf in leaves if _is_layer(leaf)]
+        return list(filter(is_layer, jax.tree.leaves(module, is_leaf=is_layer)))
 
     def draw(layer: eqx.nn.Linear, key: Key[Array, ""]) -> eqx.nn.Linear:
         size = layer.weight.shape[1] ** -0.5 if deviation is None else deviation
@@ -170,10 +162,6 @@ def redrawn(
     return eqx.tree_at(layers, module, list(map(draw, old, jr.split(key, len(old)))))
 
 
-def _is_layer(module: object) -> bool:
-    return isinstance(module, eqx.nn.Linear)
-
-
 class LatentODE(eqx.Module):
     encoder: Encoder
     field: Field
@@ -182,96 +170,47 @@ class LatentODE(eqx.Module):
     def __init__(self, num_features: int, *, key: Key[Array, ""]):
         encoder_key, field_key, decoder_key = jr.split(key, 3)
         encoder = Encoder(num_features, key=encoder_key)
-        field = Field(eqx.nn.MLP(LATENT, LATENT, WIDTH, 4, jnp.tanh, key=field_key))
+        field = Field(eqx.nn.MLP(LATENT, LATENT, UNITS, 4, jnp.tanh, key=field_key))
         decoder = eqx.nn.Linear(LATENT, num_features, key=decoder_key)
         self.encoder = redrawn(encoder, encoder_key, 0.1)
         self.field = redrawn(field, field_key)
         self.decoder = redrawn(decoder, decoder_key, 0.1)
 
     def encode(self, ts: Float[Array, " times"], series: Series) -> Gaussian:
-        return jax.vmap(self.encoder, in_axes=(None, 0, 0))(
-            ts, *map(jnp.asarray, series)
-        )
+        values, mask = jnp.asarray(series.values, ts.dtype), jnp.asarray(series.mask)
+        return jax.vmap(self.encoder, in_axes=(None, 0, 0))(ts, values, mask)
 
     def decode(
         self, z: Float[Array, "times trajectories latent"], num_samples: int
-    ) -> Float[Array, "samples patients times features"]:
+    ) -> Predicted:
         values = jax.vmap(jax.vmap(self.decoder))(z)
         times, _, features = values.shape
         values = values.reshape(times, num_samples, -1, features)
         return jnp.moveaxis(values, 0, 2)
 
 
-class Adaptive(NamedTuple):
-    """How the equation of a batch is solved: as one, from samples of its starts."""
-
-    ts: Float[Array, " times"]
-    tolerance: float
-    max_steps: int
-    num_samples: int = 3
-
-    def start(
-        self, model: LatentODE, series: Series, key: Key[Array, ""]
-    ) -> tuple[Gaussian, Float[Array, "trajectories latent"]]:
-        """Where trajectories start: the distributions, and samples from them."""
-        distribution = model.encode(self.ts, series)
-        z0 = distribution.sample(key, self.num_samples)
-        return distribution, z0.reshape(-1, LATENT)
-
-    def solve(
-        self,
-        term: dfx.AbstractTerm,
-        y0: Float[Array, "trajectories latent"] | dsr.SpeedState,
-        saveat: dfx.SaveAt | None = None,
-        norm: Callable[[PyTree[Array]], Array] = optx.rms_norm,
-    ) -> dfx.Solution:
-        """Saves the states at all times, unless it is told to save others."""
-        return dfx.diffeqsolve(
-            term,
-            SOLVER,
-            self.ts[0],
-            self.ts[-1],
-            None,
-            y0,
-            saveat=dfx.SaveAt(ts=self.ts) if saveat is None else saveat,
-            stepsize_controller=dfx.PIDController(
-                rtol=self.tolerance, atol=self.tolerance, norm=norm
-            ),
-            max_steps=self.max_steps,
-        )
-
-
-def states(solution: dfx.Solution) -> PyTree[Array]:
-    assert solution.ys is not None
-    return solution.ys
-
-
-def log_likelihood(
-    predicted: Float[Array, "samples patients times features"], series: Series
-) -> Float[Array, " samples"]:
-    """The mean log-density of what was observed, for each sample."""
+def log_likelihood(predicted: Predicted, series: Series) -> Float[Array, " samples"]:
+    """Computes the mean log-density of the observations, for each sample."""
     density = jax.scipy.stats.norm.logpdf(series.values[None], predicted, DEVIATION)
     total = jnp.sum(density, axis=(1, 2, 3), where=series.mask[None])
     return total / jnp.sum(series.mask, dtype=total.dtype)
 
 
-def squared_errors(
-    predicted: Float[Array, "samples patients times features"], series: Series
-) -> Float[Array, ""]:
-    """The sum over what was observed, mean of the samples."""
+def squared_errors(predicted: Predicted, series: Series) -> Scalar:
+    """Computes the sum of squared errors over the observations, mean of the samples."""
     errors = jnp.mean((predicted - series.values[None]) ** 2, axis=0)
     return jnp.sum(errors, where=series.mask)
 
 
 def bound(
-    predicted: Float[Array, "samples patients times features"],
+    predicted: Predicted,
     series: Series,
     start: Gaussian,
-    weight: Float[ArrayLike, ""],
-) -> Float[Array, ""]:
-    r"""The loss, like importance-weighted autoencoders' negative bound.
+    weight: Scalar | np.ndarray | float,
+) -> Scalar:
+    r"""Computes the loss, like the negative bound of importance-weighted autoencoders.
 
-    $-\log \frac{1}{S} \sum_s \exp(\log p(x \mid z_s) - w D)$ with the mean
+    It is $-\log \frac{1}{S} \sum_s \exp(\log p(x \mid z_s) - w D)$ with the mean
     log-likelihood of the observations, and the mean divergence of the starts.
     """
     exponents = log_likelihood(predicted, series) - weight * start.divergence()

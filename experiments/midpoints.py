@@ -1,17 +1,15 @@
-r"""One step of the stiff linear system of the Taylor-Lagrange paper, midpoints beside.
+r"""One step of the stiff linear system of the Taylor-Lagrange paper, by each midpoint.
 
 The system is dx/dt = A x with eigenvalues -1000 and -1. Compares the truncated Taylor
 method with midpoints that are constant: the one that makes the stiff mode exact, in
 closed form; the best elementwise one, by linear programming; a trained one; and the
-full matrix that makes every step exact. Writes a table and a file of results.
+full matrix that makes every step exact.
 """
 
-import argparse
-import json
+import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -21,122 +19,102 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import pandas as pd
 import scipy.sparse
 from jaxtyping import Array, Float, Key
 from scipy.optimize import linprog
 
-from . import records, report
+from .config import Options
+from .record import Record
+from .task import Task
+from .training import Run
 
 
 EIGENVALUES = np.array([-1000.0, -1.0])
 MODES = np.linalg.inv([[3.0, 1.0], [1.0, -2.0]])
 STEPS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-ORDERS = (2, 3)
+DEGREES, SAMPLES = (2, 3), 500
 TRAINED_STEPS = (0.01, 0.1)
-SAMPLES = 500
+States = Float[Array, "samples state"]
+Factors = Float[Array, " n"]
 
 
-class Row(NamedTuple):
-    """Relative errors of one step: of the truncated method and of four midpoints."""
-
-    order: int
-    step: float
-    truncated: float
-    stiff_mode: float
-    elementwise: float
-    matrix: float
-    trained: float | None = None
+@dataclasses.dataclass(frozen=True)
+class MidpointsOptions(Options):
+    updates: int = 600
+    """Steps of the training of a midpoint."""
 
 
 def of_modes(values: Float[np.ndarray, " modes"]) -> Float[Array, "state state"]:
-    """The matrix with these eigenvalues, and the eigenvectors of the system."""
+    """Makes the matrix with these eigenvalues and the eigenvectors of the system."""
     return jnp.asarray(MODES @ np.diag(values) @ np.linalg.inv(MODES))
 
 
-def problem(
-    step: float | Float[Array, ""], y0: Float[Array, "samples state"]
-) -> dsr.InitialValueProblem:
-    matrix = of_modes(EIGENVALUES)
-    return dsr.InitialValueProblem(
-        dfx.ODETerm(lambda t, y, args: y @ matrix.T), y0, 0.0, step
-    )
+def vector_field(t: Any, y: States, args: None) -> States:
+    return y @ of_modes(EIGENVALUES).T
 
 
-def exact(step: float, y0: Float[Array, "samples state"]) -> Float[Array, "..."]:
+def problem(step: Any, y0: States) -> dsr.training.InitialValueProblem:
+    term = dfx.ODETerm(vector_field)
+    return dsr.training.InitialValueProblem(term, y0, 0.0, jnp.asarray(step))
+
+
+def exact(step: float, y0: States) -> Float[Array, "..."]:
     return y0 @ of_modes(np.exp(step * EIGENVALUES)).T
 
 
-def midpoints_of_modes(order: int, step: float) -> Float[np.ndarray, " modes"]:
-    r"""For each mode the $\varphi$ that makes a step of it exact.
+def midpoints_of_modes(degree: int, step: float) -> Float[np.ndarray, " modes"]:
+    r"""Computes the $\varphi$ of each mode that makes a step of it exact.
 
     With $z = \lambda h$ and $\theta = 1 / (p + 1)$ it is the solution of
     $\sum_{k < p} z^k / k! + z^p / p! \, (1 + \theta (1 + \varphi) z) = e^z$.
     """
     z = step * EIGENVALUES
-    series = sum(z**k / math.factorial(k) for k in range(order))
-    midpoint = (np.exp(z) - series) * math.factorial(order) / z**order
-    return (order + 1) * (midpoint - 1) / z - 1
+    series = sum(z**k / math.factorial(k) for k in range(degree))
+    midpoint = (np.exp(z) - series) * math.factorial(degree) / z**degree
+    return (degree + 1) * (midpoint - 1) / z - 1
 
 
 def solver_with(
-    order: int, form: Literal["elementwise", "matrix"], factors: Float[Array, " n"]
+    degree: int, form: Literal["elementwise", "matrix"], factors: Factors
 ) -> dsr.TaylorLagrangeSolver:
-    untrained = dsr.TaylorLagrangeSolver(order, dsr.ConstantCorrection(2, form))
+    untrained = dsr.TaylorLagrangeSolver(degree, dsr.ConstantMidpoint(2, form))
     return with_factors(untrained, factors)
 
 
 def with_factors(
-    solver: dsr.TaylorLagrangeSolver, factors: Float[Array, " n"]
+    solver: dsr.TaylorLagrangeSolver, factors: Factors
 ) -> dsr.TaylorLagrangeSolver:
-    return eqx.tree_at(lambda s: s.remainder.factors, solver, factors)
+    return eqx.tree_at(lambda s: s.midpoint.factors, solver, factors)
 
 
 @eqx.filter_jit
-def step_of(
-    solver: dsr.TaylorLagrangeSolver,
-    step: float | Float[Array, ""],
-    y0: Float[Array, "samples state"],
-) -> Float[Array, "samples state"]:
-    return dsr.final_state(dsr.solve_fixed(problem(step, y0), solver, 1))
+def step_of(solver: dsr.TaylorLagrangeSolver, step: Any, y0: States) -> States:
+    p = problem(step, y0)
+    solution = dsr.fixed_step_solve(p.term, solver, p.t0, p.t1, 1, p.y0)
+    assert solution.ys is not None
+    return solution.ys[-1]
 
 
-@eqx.filter_jit
-def effects_of(
-    solver: dsr.TaylorLagrangeSolver,
-    step: float | Float[Array, ""],
-    y0: Float[Array, "samples state"],
-) -> Float[Array, "entries state"]:
-    """The derivative of a step by the two factors of an elementwise midpoint."""
-
-    def flat(factors: Float[Array, " state"]) -> Float[Array, " entries"]:
-        return step_of(with_factors(solver, factors), step, y0).reshape(-1)
-
-    assert isinstance(solver.remainder, dsr.ConstantCorrection)
-    return jax.jacrev(flat)(solver.remainder.factors)
-
-
-def relative_error(
-    solver: dsr.TaylorLagrangeSolver, step: float, y0: Float[Array, "samples state"]
-) -> float:
-    r"""The mean over samples of ‖ŷ - y‖ / (‖ŷ‖ + ‖y‖)."""
+def relative_error(solver: dsr.TaylorLagrangeSolver, step: float, y0: States) -> float:
+    r"""Computes the mean over samples of ‖ŷ - y‖ / (‖ŷ‖ + ‖y‖)."""
     actual, expected = step_of(solver, jnp.asarray(step), y0), exact(step, y0)
     norm = lambda y: jnp.linalg.norm(y, axis=1)
     return float(jnp.mean(norm(actual - expected) / (norm(actual) + norm(expected))))
 
 
-def best_elementwise(
-    order: int, step: float, y0: Float[Array, "samples state"]
-) -> Float[Array, " state"]:
-    r"""The $\varphi$ of the least mean absolute error, which is affine in it.
+def best_elementwise(degree: int, step: float, y0: States) -> Float[Array, " state"]:
+    r"""Computes the $\varphi$ of the least mean absolute error.
 
-    A linear program in two unknowns: how far to go from the midpoint of the stiff mode
-    in directions whose effects on the samples are orthonormal.
+    The error is affine in it, so that this is a linear program. Its two unknowns are
+    the distances from the midpoint of the stiff mode, in directions whose effects on
+    the samples are orthonormal.
     """
-    start = jnp.full(2, midpoints_of_modes(order, step)[0])
-    solver = solver_with(order, "elementwise", start)
-    at_start = step_of(solver, jnp.asarray(step), y0) - exact(step, y0)
-    at_start = np.asarray(at_start).reshape(-1)
-    effects, factors = np.linalg.qr(effects_of(solver, jnp.asarray(step), y0))
+    start = jnp.full(2, midpoints_of_modes(degree, step)[0])
+    solver = solver_with(degree, "elementwise", start)
+    flat = lambda f: step_of(with_factors(solver, f), jnp.asarray(step), y0).reshape(-1)
+    at_start = np.asarray(flat(start) - exact(step, y0).reshape(-1))
+    effects, factors = np.linalg.qr(eqx.filter_jit(jax.jacrev(flat))(start))
     size, count = np.linalg.norm(at_start), len(at_start)
     # Minimize the sum of the bounds b of |error + effects @ shift|.
     bound = scipy.sparse.eye_array(count)
@@ -152,110 +130,72 @@ def best_elementwise(
 
 
 def trained(
-    order: int, step: float, updates: int, seed: int
+    degree: int, step: float, updates: int, key: Key[Array, ""]
 ) -> dsr.TaylorLagrangeSolver:
-    """From a constant midpoint that starts at zero, by the errors of one step.
+    """Trains a constant midpoint, which starts at zero, by the errors of one step.
 
-    The loss is a mean absolute error, which has a kink at its minimum: signs of
-    gradients, and steps that become smaller, find it to more digits than Adam does.
+    The loss is a mean absolute error, which has a kink at its minimum. The signs of
+    gradients, with decreasing steps, find it to more digits than Adam does.
     """
-    keys = jr.split(jr.key(seed), updates)
-    solver, _ = dsr.fit_solver(
-        dsr.TaylorLagrangeSolver(order, dsr.ConstantCorrection(2)),
-        problem(step, initial_states(keys[0])),
-        (initial_states(key) for key in keys),
-        num_steps=1,
+    fitted = dsr.training.fit_solver(
+        dsr.TaylorLagrangeSolver(degree, dsr.ConstantMidpoint(2, "elementwise")),
+        lambda y0: problem(step, y0),
+        lambda key, step: initial_states(jr.fold_in(key, step)),
+        num_steps=updates,
         optimizer=optax.sign_sgd(optax.exponential_decay(0.1, updates, 1e-12)),
-        reference_tolerance=1e-13,
+        reference=dsr.training.Reference(num_steps=1, rtol=1e-13, atol=1e-13),
+        solver_steps=1,
+        key=key,
     )
-    assert isinstance(solver, dsr.TaylorLagrangeSolver)
-    return solver
+    assert isinstance(fitted.solver, dsr.TaylorLagrangeSolver)
+    return fitted.solver
 
 
-def initial_states(key: Key[Array, ""]) -> Float[Array, "samples state"]:
+def initial_states(key: Key[Array, ""]) -> States:
     return jr.uniform(key, (SAMPLES, 2), minval=-1.0, maxval=-0.9)
 
 
-def rows_of(options: argparse.Namespace) -> list[Row]:
-    y0 = initial_states(jr.key(options.seed + 1))
+def execute(run: Run) -> Record:
+    y0 = initial_states(jr.fold_in(run.key, 1))
+    updates = 20 if run.options.quick else run.options.updates
     rows = []
-    for order in ORDERS:
-        for step in STEPS:
-            midpoints = midpoints_of_modes(order, step)
+    for degree in DEGREES:
+        for step in STEPS[:3] if run.options.quick else STEPS:
+            factors = midpoints_of_modes(degree, step)
+            mode, best = jnp.full(2, factors[0]), best_elementwise(degree, step, y0)
             solvers = dict(
-                truncated=dsr.TaylorLagrangeSolver(order),
-                stiff_mode=solver_with(order, "elementwise", jnp.full(2, midpoints[0])),
-                elementwise=solver_with(
-                    order, "elementwise", best_elementwise(order, step, y0)
-                ),
-                matrix=solver_with(order, "matrix", of_modes(midpoints).reshape(-1)),
+                truncated=dsr.TaylorLagrangeSolver(degree),
+                stiff_mode=solver_with(degree, "elementwise", mode),
+                elementwise=solver_with(degree, "elementwise", best),
+                matrix=solver_with(degree, "matrix", of_modes(factors).reshape(-1)),
             )
             if step in TRAINED_STEPS:
-                solvers["trained"] = trained(order, step, options.updates, options.seed)
+                solvers["trained"] = trained(degree, step, updates, run.key)
             errors = {k: relative_error(s, step, y0) for k, s in solvers.items()}
-            rows.append(Row(order, step, **errors))
-    return rows
+            rows.append(dict(degree=degree, step=step) | errors)
+    return dataclasses.replace(run.record, rows=rows)
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.midpoints",
-        description=__doc__,
-        formatter_class=report.HelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--seed", type=report.seed, default=0, help="decides everything")
-    add("--updates", type=report.positive(int), default=600, help="of the training")
-    add("--quick", action="store_true", help="under a minute: a few updates")
-    add(
-        "--output",
-        type=report.writable_folder,
-        default="demo-output",
-        help="folder for the results",
-    )
-    return parser.parse_args()
+def errors_table(records: Sequence[Record]) -> pd.DataFrame:
+    names = ("truncated", "stiff_mode", "elementwise", "matrix", "trained")
+
+    def shown(row: dict[str, Any], name: str) -> str:
+        return "" if row.get(name) is None else f"{row[name]:.2g}"
+
+    first, *_ = records
+    rows = [
+        {"p": row["degree"], "h": f"{row['step']:g}"}
+        | {name.replace("_", " "): shown(row, name) for name in names}
+        for row in first.rows
+    ]
+    return pd.DataFrame(rows)
 
 
-def table_of(rows: Sequence[Row]) -> str:
-    """In Markdown."""
-    cells = [["p", "h", "truncated", "stiff mode", "elementwise", "matrix", "trained"]]
-    for order, step, *errors in rows:
-        numbers = ["" if error is None else f"{error:.2g}" for error in errors]
-        cells.append([str(order), f"{step:g}", *numbers])
-    return report.table(cells)
-
-
-def table(folder: Path) -> str | None:
-    """Of the results in a folder; `None` if there are none."""
-    path = folder / "midpoints.json"
-    if not path.exists():
-        return None
-    rows = [Row(**row) for row in json.loads(path.read_text())["results"]]
-    return f"{table_of(rows)}\n\n{_EXPLANATION}"
-
-
-_EXPLANATION = """\
-Mean of ‖ŷ - y‖ / (‖ŷ‖ + ‖y‖) after one step of size h, by the method of order p, from
-states that were not trained on. The paper has a plot of these, which was not seen; its
-definitions give the same errors for the truncated method, and 1.2e-11 to 3.1e-3 (p = 2)
-and 2.5e-15 to 2.3e-4 (p = 3) for the best elementwise midpoints. Command:
-`python -m experiments.midpoints`."""
-
-
-def main() -> None:
-    options = arguments()
-    if options.quick:
-        options.updates = 20
-    jax.config.update("jax_enable_x64", True)
-    rows = rows_of(options)
-    shown = table_of(rows)
-    (options.output / "midpoints.md").write_text(shown + "\n")
-    record = records.circumstances(options) | dict(results=[r._asdict() for r in rows])
-    figures = options.output / "midpoints.json"
-    figures.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{shown}\n\nFigures: {figures}")
-
-
-if __name__ == "__main__":
-    main()
+TASK = Task(
+    name="midpoints",
+    options=MidpointsOptions,
+    heeds={"one step": ()},
+    execute=execute,
+    tables={"errors": errors_table},
+    x64=True,
+)

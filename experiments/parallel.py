@@ -12,137 +12,112 @@ number, and with a folder that both can see:
     python -m experiments.parallel --processes 2 --process 1 --coordinator first:9876 \\
         --checkpoints /shared/run-1
 
-To try that on one host, use `127.0.0.1:9876`. Killed and started again, it goes on from
+To try that on one host, use `127.0.0.1:9876`. Killed and started again, it resumes from
 the last checkpoint, on as many devices as there are then.
 """
 
-import argparse
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-import diffrax as dfx
 import diffrax_speedreg as dsr
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import jax.tree_util as jtu
 import numpy as np
 import optax
+import tyro
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
-from . import classification, command_line, digits
-from .classification import Batch, Classifier
+from .classification import digits_data, digits_problem, Images
+from .methods import Method
+from .problem import Batch
 
 
 TEST_SIZE = 448
 
 
-def accuracy(
-    model: Classifier, y1: Float[Array, "batch pixels"], batch: Batch
-) -> dict[str, Float[Array, ""]]:
-    predicted = jnp.argmax(model.logits(y1), axis=1)
-    return dict(accuracy=jnp.mean(predicted == batch.labels))
+@dataclasses.dataclass(frozen=True)
+class Options:
+    seed: int = 0
+    steps: int = 600
+    """Steps of the model."""
+    batch: int = 128
+    """Batch size of all devices together."""
+    checkpoints: str | None = None
+    """Folder to resume from."""
+    seconds: float = 60.0
+    """Time from one checkpoint to the next."""
+    devices: int | None = None
+    """Number of devices to make of one CPU."""
+    processes: int = 1
+    process: int = 0
+    """Number of this process."""
+    coordinator: str | None = None
+    """Address where process 0 listens, such as first:9876."""
+    x64: bool = False
+    """Compute in double precision."""
+    small: bool = False
+    """Make cheaper steps, to see that it works."""
 
 
 def train(
-    options: argparse.Namespace, mesh: Mesh | None
-) -> tuple[dsr.AlternatingState, dsr.Evaluation]:
-    small = options.small
-    trainer = dsr.AlternatingTrainer(
-        problem=classification.problem,
-        loss=classification.cross_entropy,
-        num_steps=1 if small else digits.TAYLOR_STEPS,
-        model_optimizer=optax.adam(3e-3),
+    options: Options, mesh: Mesh | None
+) -> tuple[dsr.training.TrainingState, dsr.training.Evaluation]:
+    model_key, midpoint_key, data_key = jr.split(jr.key(options.seed), 3)
+    problem = digits_problem(model_key, options.seed)
+    midpoint = dsr.MidpointMLP(64, key=midpoint_key)
+    method = Method(
+        dsr.TaylorLagrangeSolver(1 if options.small else 2, midpoint),
+        num_steps=1 if options.small else 2,
+        weight=1.0,
         solver_optimizer=optax.adam(1e-3),
-        penalty=1.0,
-        reference_solver=dfx.Tsit5(),
-        mesh=mesh,
     )
-    model_key, remainder_key, data_key = jr.split(jr.key(options.seed), 3)
-    remainder = dsr.CorrectionMLP(digits.PIXELS, key=remainder_key)
-    solver = dsr.TaylorLagrangeSolver(1 if small else 2, remainder)
-    state = trainer.init(digits.classifier(model_key), solver, key=data_key)
+    trainer = method.trainer(problem, optax.adam(3e-3))
+    state = trainer.init(problem.model, method.solver, key=data_key)
     dtype = jnp.result_type(float)
     data, test = (
-        Batch(part.images.astype(dtype), part.labels)
-        for part in digits.load(options.seed)
+        Images(part.images.astype(dtype), part.labels)
+        for part in digits_data(options.seed)
     )
+    batches = dsr.training.Batches(data, options.batch)
     # Devices get equal parts.
-    test = dsr.shard_batch(Batch(*(x[:TEST_SIZE] for x in test)), mesh)
+    test = jax.tree.map(lambda x: x[:TEST_SIZE], test)
+    test = Batch(dsr.training.shard_batch(test, mesh))
     checkpoints = None
     if options.checkpoints is not None:
-        settings = dict(seed=options.seed, small=small, batch=options.batch)
-        checkpoints = dsr.Checkpoints(
+        settings = dict(seed=options.seed, small=options.small, batch=options.batch)
+        checkpoints = dsr.training.Checkpoints(
             options.checkpoints, settings, seconds=options.seconds
         )
         state = checkpoints.restore(state)
 
-    def validate(state: dsr.AlternatingState) -> dict[str, Array]:
-        evaluation = trainer.evaluate(state, test, accuracy)
-        assert evaluation.nfe is not None
-        return evaluation.metrics | dict(nfe=evaluation.nfe)
-
-    with dsr.ProgressBar(options.steps) as bar:
-        state = dsr.fit(
+    with dsr.training.ProgressBar(options.steps) as bar:
+        state = dsr.training.fit(
             trainer,
             state,
-            dsr.Batches(data, options.batch),
-            until=options.steps,
-            remainder_every=2 if small else digits.REMAINDER_EVERY,
-            validate=validate,
+            lambda key, step: Batch(batches(key, step)),
+            num_steps=options.steps,
+            solver_every=2 if options.small else 10,
+            validate=lambda state: dict(nfe=trainer.evaluate(state, test).nfe),
             callbacks=[bar],
             checkpoints=checkpoints,
+            mesh=mesh,
         )
-    return state, trainer.evaluate(state, test, accuracy)
+    return state, trainer.evaluate(state, test)
 
 
-def digest(state: dsr.AlternatingState) -> str:
-    """Of the bits of all that was trained."""
+def digest(state: dsr.training.TrainingState) -> str:
+    """Computes the digest of the bits of all trained arrays."""
     trained = (state.model, state.solver, state.model_opt_state, state.solver_opt_state)
-    leaves = jtu.tree_leaves(eqx.filter(trained, eqx.is_array))
-    parts = [np.asarray(leaf).tobytes() for leaf in leaves]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+    leaves = jax.tree.leaves(eqx.filter(trained, eqx.is_array))
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
 
 
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.parallel",
-        description=__doc__,
-        formatter_class=command_line.HelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--seed", type=command_line.seed, default=0, help="decides everything")
-    add("--steps", type=command_line.positive(int), default=600, help="of the dynamics")
-    add("--batch", type=command_line.positive(int), default=128, help="of all devices")
-    add("--checkpoints", metavar="FOLDER", help="where to keep some, and go on from")
-    add(
-        "--seconds",
-        type=command_line.nonnegative(float),
-        default=60.0,
-        help="from one checkpoint to the next",
-    )
-    add(
-        "--devices", type=command_line.positive(int), help="how many to make of one CPU"
-    )
-    add(
-        "--processes",
-        type=command_line.positive(int),
-        default=1,
-        help="how many there are",
-    )
-    add(
-        "--process",
-        type=command_line.nonnegative(int),
-        default=0,
-        help="which one this is",
-    )
-    add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    add("--x64", action="store_true", help="in double precision")
-    add("--small", action="store_true", help="cheaper steps, to see that it works")
-    return parser.parse_args(given)
+def arguments(words: Sequence[str] | None = None) -> Options:
+    program = "python -m experiments.parallel"
+    return tyro.cli(Options, args=words, prog=program, description=__doc__)
 
 
 def main() -> None:
@@ -159,12 +134,8 @@ def main() -> None:
         f"{jax.local_device_count()} of {jax.device_count()} devices",
         flush=True,
     )
-    state, evaluation = train(options, dsr.data_mesh())
-    print(
-        f"loss {float(evaluation.loss):.12g} "
-        f"accuracy {float(evaluation.metrics['accuracy']):.12g} "
-        f"nfe {evaluation.nfe}"
-    )
+    state, evaluation = train(options, dsr.training.data_mesh())
+    print(f"loss {float(evaluation.loss):.12g} nfe {evaluation.nfe}")  # pyright: ignore
     print(f"digest {digest(state)}")
 
 

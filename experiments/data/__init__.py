@@ -1,11 +1,7 @@
-"""The experiments' data: from a folder of files, or else from OpenML; or made."""
+"""Data of the experiments: from a folder of files, from OpenML, or generated."""
 
-from .miniboone import load_miniboone as load_miniboone, TabularData as TabularData
-from .mnist import ImageData as ImageData, load_mnist as load_mnist
-from .physionet import (
-    load_physionet as load_physionet,
-    TimeSeries as TimeSeries,
-    TimeSeriesData as TimeSeriesData,
-)
+from .miniboone import load_miniboone as load_miniboone
+from .mnist import load_mnist as load_mnist
+from .physionet import load_physionet as load_physionet
 from .planar import moons as moons, pinwheel as pinwheel, Sampler as Sampler
 from .sources import DataUnavailable as DataUnavailable

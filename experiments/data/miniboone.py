@@ -10,31 +10,30 @@ from jaxtyping import Float
 from . import sources
 
 
-NAME = "miniboone"
-COLUMNS = 43
+NAME, COLUMNS = "miniboone", 43
 VALIDATION, TEST = "maf_val_normalised.npy", "maf_test_normalised.npy"
 WHOLE, HEAD = "maf_train_normalised.npy", "maf_train_first1523_normalised.npy"
+Rows = Float[np.ndarray, "rows columns"]
 
 
 class TabularData(NamedTuple):
-    """Normalized samples.
+    """Normalized samples, in disjoint parts.
 
-    **Attributes:**
-
-    - `train`, `validation`, `test`: disjoint samples. Without the whole of the official
-        training split, what there is of it and the official validation split are
-        divided anew, at the official proportion.
-    - `partial`: whether that is so. Likelihoods can't be compared with papers then.
+    If a part of the official training split is missing (`partial`), the other part and
+    the official validation split are divided again, at the official proportion.
+    Likelihoods can't be compared with papers then.
     """
 
-    train: Float[np.ndarray, "train columns"]
-    validation: Float[np.ndarray, "validation columns"]
-    test: Float[np.ndarray, "test columns"]
+    train: Rows
+    validation: Rows
+    test: Rows
     partial: bool
 
 
 def load_miniboone() -> TabularData:
-    """The signal events, normalized by the mean and the deviation of what is not test.
+    """Loads the signal events.
+
+    They are normalized by the mean and deviation of the samples outside of `test`.
 
     **Raises:**
 
@@ -43,12 +42,11 @@ def load_miniboone() -> TabularData:
     """
     for first, partial in ((WHOLE, False), (HEAD, True)):
         files = (VALIDATION, TEST, first)
-        # Either training file will do: neither is missing if the other one is there.
+        # One of the two training files is sufficient.
         paths = sources.find(NAME, [first]) and sources.find(NAME, files)
         if paths:
-            validation, test, train = (
-                sources.read_array(path, COLUMNS) for path in paths
-            )
+            rows = [sources.read_array(path, COLUMNS) for path in paths]
+            validation, test, train = rows
             if partial:
                 both = np.concatenate([train, validation])
                 train, validation = np.split(both, [len(both) - len(both) // 10])
@@ -57,15 +55,11 @@ def load_miniboone() -> TabularData:
     return prepare(columns[np.char.lower(signal.astype(str)) == "true"])
 
 
-def prepare(signal: Float[np.ndarray, "events all_columns"]) -> TabularData:
+def prepare(signal: Rows) -> TabularData:
     """Cleans, splits and normalizes the signal events, in their original order.
 
-    Without the events that were not measured, and the columns in which a value occurs
-    more than five times.
-
-    **Raises:**
-
-    `DataUnavailable` if the number of columns left is not the official one.
+    Leaves out the events that were not measured, and the columns in which a value
+    occurs more than five times.
     """
     signal = signal[signal[:, 0] > -100]
     repeats = [np.unique(column, return_counts=True)[1].max() for column in signal.T]
@@ -78,8 +72,6 @@ def prepare(signal: Float[np.ndarray, "events all_columns"]) -> TabularData:
         )
     rest, test = np.split(signal, [len(signal) - len(signal) // 10])
     mean, deviation = rest.mean(axis=0), rest.std(axis=0)
-    rest, test = (
-        ((part - mean) / deviation).astype(np.float32) for part in (rest, test)
-    )
+    rest, test = (((x - mean) / deviation).astype(np.float32) for x in (rest, test))
     train, validation = np.split(rest, [len(rest) - len(rest) // 10])
     return TabularData(train, validation, test, partial=False)

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from . import sources
 
 
-NAME = "mnist"
-# With the digests of what is compressed in them.
+NAME, TRAINING = "mnist", 60_000
+# The files, with the digests of their contents before compression.
 FILES = {
     "train-images-idx3-ubyte.gz": (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
@@ -29,11 +29,10 @@ FILES = {
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
     ),
 }
-TRAINING = 60_000
 
 
 class ImageData(NamedTuple):
-    """Images, with pixels from 0 to 1 in a row, and their classes."""
+    """Images, each a row of pixels from 0 to 1, and their classes."""
 
     train_images: Float[np.ndarray, "train pixels"]
     train_labels: Int[np.ndarray, " train"]
@@ -42,7 +41,7 @@ class ImageData(NamedTuple):
 
 
 def load_mnist() -> ImageData:
-    """All of MNIST, with its official split.
+    """Loads all of MNIST, with its official split.
 
     **Raises:**
 
@@ -51,33 +50,23 @@ def load_mnist() -> ImageData:
     """
     paths = sources.find(NAME, list(FILES))
     if paths is not None:
-        contents = [
-            read_idx(path, digest) for path, digest in zip(paths, FILES.values())
-        ]
-        train_images, train_labels, test_images, test_labels = contents
+        arrays = [read_idx(path, digest) for path, digest in zip(paths, FILES.values())]
     else:
         images, labels = sources.openml(NAME, list(FILES), 554)
-        train_images, test_images = np.split(images, [TRAINING])
-        train_labels, test_labels = np.split(labels, [TRAINING])
-    return ImageData(
-        _scaled(train_images),
-        train_labels.astype(np.int32),
-        _scaled(test_images),
-        test_labels.astype(np.int32),
-    )
+        split = np.split(images, [TRAINING]), np.split(labels, [TRAINING])
+        arrays = [part for pair in zip(*split) for part in pair]
+    images = [x.reshape(len(x), -1).astype(np.float32) / 255 for x in arrays[::2]]
+    labels = [x.astype(np.int32) for x in arrays[1::2]]
+    return ImageData(images[0], labels[0], images[1], labels[1])
 
 
 def read_idx(path: Path, digest: str) -> np.ndarray:
-    """An array of bytes in the IDX format, compressed.
-
-    **Arguments:**
-
-    - `path`: the file.
-    - `digest`: the SHA-256 of what is compressed in it, in hexadecimal digits.
+    """Reads an array of bytes from a compressed file in the IDX format.
 
     **Raises:**
 
-    `DataUnavailable` if it is not that.
+    `DataUnavailable` if the contents have another digest (SHA-256, of the contents
+    before compression).
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -88,7 +77,3 @@ def read_idx(path: Path, digest: str) -> np.ndarray:
     axes = content[3]
     shape = struct.unpack_from(f">{axes}I", content, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
-
-
-def _scaled(images: np.ndarray) -> Float[np.ndarray, "images pixels"]:
-    return images.reshape(len(images), -1).astype(np.float32) / 255

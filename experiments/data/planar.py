@@ -11,14 +11,14 @@ Sampler = Callable[[np.random.Generator, int], Float[np.ndarray, "count 2"]]
 
 
 def moons(rng: np.random.Generator, count: int) -> Float[np.ndarray, "count 2"]:
-    """Two half circles, one of which reaches into the other one."""
+    """Draws samples from two half circles, one of which reaches into the other."""
     seed = int(rng.integers(2**32))
     points, _ = make_moons(count, noise=0.08, random_state=seed)
     return (2 * (np.asarray(points) - [0.5, 0.25])).astype(np.float32)
 
 
 def pinwheel(rng: np.random.Generator, count: int) -> Float[np.ndarray, "count 2"]:
-    """Five arms, each a normal density on a ray, turned the more the further out."""
+    """Draws samples from five arms: normal densities on rays that bend outwards."""
     arms = 5
     radius = 1 + 0.3 * rng.standard_normal(count)
     across = 0.05 * rng.standard_normal(count)

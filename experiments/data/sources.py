@@ -1,4 +1,4 @@
-"""Where data comes from."""
+"""Places that data come from."""
 
 import os
 from collections.abc import Sequence
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import fetch_openml, get_data_home
-from sklearn.utils import Bunch
+from sklearn.datasets import fetch_openml
 
 
 VARIABLE = "DIFFRAX_SPEEDREG_DATA"
@@ -18,12 +17,7 @@ class DataUnavailable(Exception):
 
 
 def find(name: str, files: Sequence[str]) -> list[Path] | None:
-    """The files of a data set, in the folder that the environment variable names.
-
-    **Arguments:**
-
-    - `name`: the data set's own folder within that one.
-    - `files`: what has to be there.
+    """Finds files of a data set, in the folder that the environment variable names.
 
     **Returns:**
 
@@ -46,29 +40,21 @@ def find(name: str, files: Sequence[str]) -> list[Path] | None:
 
 
 def openml(name: str, files: Sequence[str], number: int) -> tuple[Any, Any]:
-    """A data set of OpenML's, which scikit-learn keeps once it has fetched it.
+    """Fetches the data and the target of a data set from OpenML, by its number there.
 
-    **Arguments:**
-
-    - `name`, `files`: as for `find`, for the message.
-    - `number`: the data set's, at OpenML.
-
-    **Returns:**
-
-    The data and the target, as arrays.
+    Scikit-learn keeps a copy.
 
     **Raises:**
 
     `DataUnavailable` if it can't be fetched.
     """
     try:
-        found = fetch_openml(data_id=number, as_frame=False, parser="liac-arff")
-    # Without a network these are `OSError`s; of a damaged answer, `ValueError`s.
+        found: Any = fetch_openml(data_id=number, as_frame=False, parser="liac-arff")
+    # An `OSError` means no network, and a `ValueError` a damaged answer.
     except (OSError, ValueError) as error:
         raise DataUnavailable(
             f"OpenML can't be reached for {name} ({error}). {remedy(name, files)}"
         ) from error
-    assert isinstance(found, Bunch)
     return found.data, found.target
 
 
@@ -84,7 +70,7 @@ def damaged(path: Path, what: str) -> DataUnavailable:
 
 
 def read_array(path: Path, columns: int) -> np.ndarray:
-    """A matrix of NumPy's format with so many columns, in single precision."""
+    """Reads a matrix with so many columns in NumPy's format, in single precision."""
     try:
         array = np.load(path, allow_pickle=False)
     except (EOFError, ValueError) as error:
@@ -92,10 +78,3 @@ def read_array(path: Path, columns: int) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != columns or not np.isfinite(array).all():
         raise damaged(path, f"must hold {columns} columns of finite numbers")
     return array.astype(np.float32)
-
-
-def cache(name: str) -> Path:
-    """Where to keep a file, in the folder in which scikit-learn keeps its data."""
-    folder = Path(get_data_home()) / "diffrax_speedreg"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
