@@ -1,111 +1,173 @@
-"""Renders results as tables."""
+"""Benchmarks, and their records as Markdown."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from .contestants import OURS
-from .goals import goals, in_evaluations, ours_to
-from .records import Results, YARDSTICK
-from .runs import build_seconds, memory, Run, seconds
-from .tables import circumstances_table, goals_table, number, table
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+from tools.tables import markdown as table
 
-
-INTRODUCTION = """\
-*Forward* is the K-th total time derivative of the solution, *gradient* the mean of its
-squares with the gradient in the parameters and the state. Run times are medians of
-interleaved rounds, in K times the field's own, which is given beside K. Compile times
-include tracing. Memory is what temporaries and outputs take. Each figure is followed,
-in brackets, by this package's in parts of it: below 1 where this package is better."""
-
-
-def render(results: Results) -> str:
-    """The whole report, in Markdown."""
-    parts = ["# Taylor series of solutions", INTRODUCTION, circumstances_table(results)]
-    parts += ["## Goals", goals_table(goals(results))]
-    fields = dict.fromkeys(m.field for m in results.measurements)
-    for field in fields:
-        for batch in results.batches(field):
-            parts += [f"## `{field}`, batch {batch}", *_problem(results, field, batch)]
-    return "\n\n".join(parts) + "\n"
+from .harness import Options, Record, Row
 
 
-def _problem(results: Results, field: str, batch: int) -> Iterator[str]:
-    runs = [m for m in results.measurements if m[:2] == (field, batch)]
-    kinds = [k for k in ("forward", "gradient") if any(getattr(m, k) for m in runs)]
-    names = [n for n in dict.fromkeys(m.contestant for m in runs) if n != YARDSTICK]
-    for kind in kinds:
-        yield f"Run time, {kind}, in K times the field's:"
-        yield _times(results, kind, field, batch, names)
-        yield f"Compile time, {kind}, s:"
-        yield _builds(results, kind, build_seconds, 1, field, batch, names)
-    for kind in kinds[-1:]:
-        yield f"Memory, {kind}, MiB:"
-        yield _builds(results, kind, memory, 2**20, field, batch, names)
-    remarks = [*_differences(results, field, batch, names)]
-    remarks += [
-        f"- {m.contestant}, K = {m.order}: {m.failure}" for m in runs if m.failure
-    ]
-    if remarks:
-        yield "\n".join(remarks)
+_folder = Path(__file__).parent / "pages"
+MISSING = "–"
+# The units of columns, and the formats of their numbers, if these are not usual.
+UNITS = {"seconds": 1e3, "cpu_seconds": 1e3, "memory_bytes": 2**-20, "bytes": 2**-20}
+UNITS |= {"per_evaluation": 1e9}
+FORMATS = {"error": ".1e", "tolerance": "g", "setting": "g"}
 
 
-def _times(
-    results: Results, kind: str, field: str, batch: int, names: Sequence[str]
-) -> str:
-    rows = [["K", "field", *names]]
-    for order in results.orders(field, batch):
-        once = getattr(results.find(field, batch, order, YARDSTICK), kind)
-        row = [str(order), "–" if once is None else f"{1e3 * once.seconds:.3f} ms"]
-        for name in names:
-            figure = in_evaluations(results, kind, field, batch, order, name)
-            relative = ours_to(results, seconds, kind, field, batch, order, name)
-            row.append(_cell(figure, relative, name))
-        rows.append(row)
-    return table(rows)
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Table of a report, with the columns of a frame by their headings.
+
+    `by` and `label` are formats of columns: the title of a section for each group, and
+    the name of a row that failed.
+    """
+
+    frame: str
+    columns: Mapping[str, str]
+    by: str = ""
+    label: str = ""
+
+    def render(self, frame: pd.DataFrame) -> str:
+        parts = [] if len(frame) else ["Not measured."]
+        for title, rows in frame.groupby(labels(frame, self.by), sort=False):
+            columns = {k: col for k, col in self.columns.items() if col in rows}
+            cells = {name: _cells(rows, col) for name, col in columns.items()}
+            parts += [f"### {title}"] * bool(self.by) + [markdown(pd.DataFrame(cells))]
+            if self.label:
+                failed = rows[rows["failure"].notna()]
+                failures = zip(labels(failed, self.label), failed["failure"])
+                parts += [f"- {name}: {failure}" for name, failure in failures]
+        return re.sub(r"(?m)^(- .*)\n\n(?=- )", r"\1\n", "\n\n".join(parts))
 
 
-def _builds(
-    results: Results,
-    kind: str,
-    quantity: Callable[[Run | None], float | None],
-    unit: float,
-    field: str,
-    batch: int,
-    names: Sequence[str],
-) -> str:
-    rows = [["K", "field", *names]]
-    for order in results.orders(field, batch):
-        row = [str(order)]
-        for name in (YARDSTICK, *names):
-            run = getattr(results.find(field, batch, order, name), kind)
-            value = quantity(run)
-            relative = ours_to(results, quantity, kind, field, batch, order, name)
-            figure = None if value is None else value / unit
-            row.append(_cell(figure, relative, name))
-        rows.append(row)
-    return table(rows)
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Benchmark, whose page and tables are in the folder `pages`.
+
+    **Attributes:**
+
+    - `name`: the name of its module, and the start of the names of its files.
+    - `description`: the description in its help.
+    - `measure`: yields rows, with the names of their tables in the record.
+    - `frames`: makes frames of a record, with the figures of tables and goals.
+    - `draw`: draws the frames.
+    - `options`: the class of its options.
+    """
+
+    name: str
+    description: str | None
+    measure: Callable[[Any], Iterator[tuple[str, list[Row]]]]
+    frames: Callable[[Record], Mapping[str, pd.DataFrame]]
+    draw: Callable[[Mapping[str, pd.DataFrame]], Figure]
+    options: type[Options] = Options
+
+    def main(self) -> None:
+        """Measures or loads a record, and writes the report and the picture."""
+        prog = f"python -m benchmarks.{self.name}"
+        options = tyro.cli(self.options, prog=prog, description=self.description)
+        if options.render is not None:
+            path, record = options.render, Record.load(options.render)
+        else:
+            record, path = Record.begin(options), options.path(self.name)
+            for table, rows in self.measure(options):
+                print(f"{table}: {len(rows)} rows", file=sys.stderr)
+                record.tables.setdefault(table, []).extend(rows)
+                record.save(path)  # Measurements survive an interruption.
+        text = self.render(record)
+        path.with_suffix(".md").write_text(text)
+        self.draw(self.frames(record)).savefig(path.with_suffix(".png"), dpi=150)
+        print(text)
+
+    def render(self, record: Record) -> str:
+        frames = self.frames(record)
+        listed = tomllib.loads((_folder / f"{self.name}.toml").read_text())
+        tables = {name: Table(**entries) for name, entries in listed.items()}
+        shown = {**record.hardware, **record.versions, **record.options}
+        shown = {k: str(v) for k, v in shown.items() if v not in (None, [])}
+        pairs = [(k, v.strip("[]").replace("'", "")) for k, v in shown.items()]
+        parts = {name: one.render(frames[one.frame]) for name, one in tables.items()}
+        parts["circumstances"] = markdown(pd.DataFrame(pairs, columns=["", " "]))
+        parts["goals"] = markdown(goals(self.name, frames))
+        return (_folder / f"{self.name}.md").read_text().format(**parts)
 
 
-def _differences(
-    results: Results, field: str, batch: int, names: Sequence[str]
-) -> Iterator[str]:
-    """How far the contestants' numbers are from this package's, over all orders."""
-    tolerance = results.settings["tolerance"]
-    for name in names:
-        found = [
-            results.find(field, batch, order, name)
-            for order in results.orders(field, batch)
-        ]
-        errors = [
-            e for m in found for e in (m.error, m.gradient_error) if e is not None
-        ]
-        if errors:
-            # Not `max(errors) > tolerance`, which NaN would pass.
-            agrees = all(error <= tolerance for error in errors)
-            remark = "" if agrees else " **DISAGREES**"
-            yield f"- {name}: numbers differ by {max(errors):.1e} at most{remark}"
+def markdown(frame: pd.DataFrame) -> str:
+    """Makes a table in Markdown, without the index."""
+    return table([*map(str, frame.columns)], frame.astype(str).values.tolist())
 
 
-def _cell(figure: float | None, relative: float | None, name: str) -> str:
-    if figure is None or relative is None or name in (OURS, YARDSTICK):
-        return number(figure)
-    return f"{number(figure)} ({number(relative)})"
+def number(value: float, style: str = "") -> str:
+    if pd.isna(value):
+        return MISSING
+    return format(value, style or (".3g" if value < 100 else ".0f"))
+
+
+def _cells(rows: pd.DataFrame, column: str) -> list[str]:
+    """Formats a column; run times with their spreads, where these are known."""
+    if not pd.api.types.is_numeric_dtype(rows[column]):
+        return [MISSING if value is None else str(value) for value in rows[column]]
+    unit, style = UNITS.get(column, 1), FORMATS.get(column, "")
+    if unit == 1 and (rows[column].dropna() % 1 == 0).all():
+        style = style or ".0f"
+    cells = [number(unit * value, style) for value in rows[column]]
+    if column == "seconds":
+        spreads = [f" ± {number(unit * s)}" if s > 0 else "" for s in rows["spread"]]
+        cells = [cell + spread for cell, spread in zip(cells, spreads)]
+    return cells
+
+
+def labels(frame: pd.DataFrame, style: str) -> list[str]:
+    """Formats columns as the label of each row."""
+    return [style.format_map(row) for row in frame.to_dict("records")]
+
+
+def relative(frame: pd.DataFrame, column: str, same: str, **base: Any) -> pd.Series:
+    """Divides a column by that of the rows with the entries `base`, which are the same
+    in the columns `same`."""
+    if frame.empty:
+        return pd.Series(dtype=float)
+    keys = same.split()
+    rows = frame[(frame[[*base]] == pd.Series(base)).all(axis=1)]
+    bases = rows[[*keys, column]].dropna().rename(columns={column: "base"})
+    merged = frame[[*keys, column]].merge(bases, on=keys, how="left")
+    return (merged[column] / merged["base"]).set_axis(frame.index)
+
+
+def wide(
+    frame: pd.DataFrame, index: str, column: str, cells: list[str]
+) -> pd.DataFrame:
+    """Makes a frame of cells with a column for each entry of `column`."""
+    keys = index.split()
+    made = frame.assign(cell=cells).pivot(index=keys, columns=column, values="cell")
+    rows = frame[keys].drop_duplicates().merge(made.reset_index(), on=keys)
+    return rows[[*keys, *frame[column].unique()]]
+
+
+def goals(name: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Compares the figures of a benchmark with its goals, which `goals.csv` lists.
+
+    Each goal is a limit for a column of the rows that a query selects.
+    """
+    rows = []
+    for goal in pd.read_csv(_folder / "goals.csv").to_dict("records"):
+        if goal["benchmark"] == name:
+            found = frames[goal["table"]]
+            found = found if found.empty else found.query(goal["rows"])
+            names = labels(found, goal["label"])
+            figures = [row[goal["figure"]] for row in found.to_dict("records")]
+            measured = ", ".join(f"{k}: {number(v)}" for k, v in zip(names, figures))
+            met = "yes" if figures and not any(map(pd.isna, figures)) else "not known"
+            met = "no" if any(figure > goal["limit"] for figure in figures) else met
+            limit = f"{goal['limit']:g}"
+            rows.append((goal["goal"], limit, measured or MISSING, met))
+    return pd.DataFrame(rows, columns=["goal", "limit", "measured", "met"])
