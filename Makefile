@@ -1,4 +1,4 @@
-# Everything runs in an environment of its own, made on first use.
+# Everything runs in the environment `.venv`, which is made on first use.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
@@ -7,19 +7,25 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 DEMO ?=
 NOTEBOOKS ?=
 
-.PHONY: demo experiments-quick benchmarks docs notebooks test test-all coverage \
-	mutation check format test-versions clean
+.PHONY: demo results experiments-quick benchmarks docs notebooks test test-all \
+	coverage mutation check format package test-versions clean
 
 demo: .venv/experiments
-	$(BIN)/python -m experiments.digits $(DEMO)
+	$(BIN)/python -m experiments run digits --restart --output digits-output $(DEMO)
+
+# Writes all tables, pictures and pages of results again, from the records.
+results: .venv/experiments
+	$(BIN)/python -m experiments tables
 
 experiments-quick: .venv/experiments
-	$(BIN)/python -m experiments.quick
+	$(BIN)/python -m experiments quick
 
-benchmarks: .venv/benchmarks .venv/experiments
+benchmarks: .venv/benchmarks
 	$(BIN)/python -m benchmarks.taylor
+	$(BIN)/python -m benchmarks.jet
 	$(BIN)/python -m benchmarks.regularization
 	$(BIN)/python -m benchmarks.solver
+	$(BIN)/python -m benchmarks.stiff
 	$(BIN)/python -m benchmarks.training
 
 docs: .venv/docs
@@ -32,7 +38,7 @@ notebooks: .venv/experiments .venv/notebooks
 test: .venv/experiments .venv/notebooks .venv/tests
 	$(PYTEST) -m 'not thorough'
 
-test-all: test
+test-all: .venv/benchmarks test
 	$(PYTEST) -m thorough
 
 coverage: .venv/experiments .venv/notebooks .venv/tests
@@ -45,20 +51,30 @@ check: .venv/benchmarks .venv/docs .venv/experiments .venv/notebooks .venv/tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+	$(BIN)/python tools/words.py
 
 format: .venv/checks
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+package: .venv/package
+	rm -rf dist
+	$(BIN)/python tools/test_package.py
+
 test-versions:
 	$(PYTHON) tools/test_versions.py
 
 clean:
-	rm -rf .venv .venv-lowest .venv-highest
+	rm -rf .venv .venv-lowest .venv-highest dist
 
-# One file for each group of optional dependencies that is installed.
-.venv/%: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+# One file for each group of dependencies that is installed.
+.venv/%: pyproject.toml | .venv/pip
+	$(BIN)/python -m pip install --quiet --editable . --group $*
+	@touch $@
+
+# Python 3.11 comes with a version of pip that does not know groups.
+.venv/pip: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@touch $@
 
 .venv/bin/python:
