@@ -180,10 +180,14 @@ class Quadrature(AbstractMethod):
 
 
 class _Nodes(AbstractMethod):
-    """Nodes and weights for the interval from 0 to 1, which are scaled to a solve."""
+    """Nodes and weights for the interval from 0 to 1, which are scaled to a solve.
 
-    nodes: Real[Array, " nodes"]
-    weights: Real[Array, " nodes"]
+    They are scalars, not an array: a method that is a constant of a module must not
+    initialize JAX's devices, which a script may still want to set up.
+    """
+
+    nodes: tuple[RealScalarLike, ...]
+    weights: tuple[float, ...]
 
     def quadrature(self, t0: RealScalarLike, t1: RealScalarLike) -> Quadrature:
         """Scales the nodes to the time of a solve.
@@ -203,7 +207,8 @@ class _Nodes(AbstractMethod):
         if isinstance(t0, int | float) and isinstance(t1, int | float):
             start, end = jnp.asarray(float(t0)), jnp.asarray(float(t1))
         dt = end - start
-        return Quadrature(start + dt * self.nodes, jnp.abs(dt) * self.weights)
+        ts = start + dt * _weak(self.nodes)
+        return Quadrature(ts, jnp.abs(dt) * _weak(self.weights))
 
     def solve(
         self, call: SolveCall, regularizer: AbstractRegularizer
@@ -252,7 +257,7 @@ def gauss_legendre(num_nodes: int = 8) -> _Nodes:
     """
     num_nodes = check_positive_integer(num_nodes, "num_nodes")
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
-    return _Nodes(_weak((nodes + 1) / 2), _weak(weights / 2))
+    return _Nodes(tuple(((nodes + 1) / 2).tolist()), tuple((weights / 2).tolist()))
 
 
 def random_nodes(key: PRNGKeyArray, num_nodes: int = 1) -> _Nodes:
@@ -282,12 +287,12 @@ def random_nodes(key: PRNGKeyArray, num_nodes: int = 1) -> _Nodes:
     # From integers, which have no precision that the nodes would take over.
     with jax.numpy_dtype_promotion("standard"):
         nodes = (jnp.arange(num_nodes) + bits * 2.0**-32) / num_nodes
-    return _Nodes(nodes, jnp.full(num_nodes, 1 / num_nodes))
+    return _Nodes(tuple(nodes), (1 / num_nodes,) * num_nodes)
 
 
-def _weak(values: np.ndarray) -> Real[Array, " nodes"]:
+def _weak(values: tuple[RealScalarLike, ...]) -> Real[Array, " nodes"]:
     """Makes weakly typed numbers, which do not promote the dtype of a solve's times."""
-    return jnp.stack([jnp.asarray(float(value)) for value in values])
+    return jnp.stack([jnp.asarray(value) for value in values])
 
 
 class _Trapezoidal(AbstractMethod):

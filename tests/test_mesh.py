@@ -1,5 +1,6 @@
 """Training on several devices, and in several processes."""
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -229,13 +230,16 @@ def test_two_processes(tmp_path):
             text=True,
         )
 
-    processes = [start(0), start(1)]
-    alone, evaluation = parallel.train(parallel.arguments(common), None)
     outputs = []
-    for process in processes:
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-        outputs.append(output.strip().splitlines())
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(start(number)) for number in (0, 1)]
+        for process in processes:
+            stack.callback(process.kill)  # The other one of a process that failed.
+        alone, evaluation = parallel.train(parallel.arguments(common), None)
+        for process in processes:
+            output, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
+            outputs.append(output.strip().splitlines())
     assert outputs[0][0] == "process 0 of 2: 1 of 2 devices"
     assert outputs[0][-1] == outputs[1][-1]
     assert outputs[0][-1].startswith("digest ")

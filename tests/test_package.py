@@ -41,6 +41,19 @@ def test_typed():
     assert (_package / "py.typed").exists()
 
 
+def test_constants_of_modules_leave_the_devices_alone():
+    """The number of devices can be set only before JAX has initialized them."""
+    program = """if True:
+        import diffrax as dfx, diffrax_speedreg as dsr, jax
+        methods = dsr.in_solver(), dsr.augmented(), dsr.gauss_legendre(4)
+        solvers = dsr.TaylorLagrangeSolver(2), dsr.ExponentialTaylorSolver()
+        import experiments.parallel
+        jax.config.update("jax_num_cpu_devices", 3)
+        assert jax.device_count() == 3
+    """
+    subprocess.run([sys.executable, "-c", program], cwd=_root, check=True)
+
+
 def test_only_public_interfaces():
     private = re.compile(r"jax\._src|(diffrax|equinox|optax|optimistix)\._|\bhasattr\(")
     internal = re.compile(r"equinox\.internal import (?!ω\n)|equinox\.internal as")
