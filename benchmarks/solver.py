@@ -80,22 +80,39 @@ def scan(degree: int, num_steps: int, setting: Setting) -> Solved:
     The gradient computes each step again: its intermediate values would take longer to
     store and to load.
     """
-    problem, h = setting.problem, 1 / num_steps
+    step = functools.partial(_step, degree, 1 / num_steps, setting)
+    starts = jnp.arange(num_steps) / num_steps
+    body = jax.checkpoint(lambda y, t0: (step(y, t0), None))
+    return _counted(lax.scan(body, setting.problem.y, starts)[0], degree, num_steps)
 
-    def expand(t: Array, y: Array, order: int) -> list[Array]:
+
+def loop(degree: int, num_steps: int, setting: Setting) -> Solved:
+    """Makes the same steps without a solver, one after the other in the program.
+
+    The gradient keeps all intermediate values.
+    """
+    y = setting.problem.y
+    for i in range(num_steps):
+        y = _step(degree, 1 / num_steps, setting, y, i / num_steps)
+    return _counted(y, degree, num_steps)
+
+
+def _step(degree: int, h: float, setting: Setting, y0: Array, t0: Any) -> Array:
+    problem = setting.problem
+
+    def expand(t: Any, y: Array, order: int) -> list[Array]:
         terms = dsr.taylor_coefficients(problem.term, t, y, problem.params, order=order)
         return [h**k * c for k, c in enumerate(terms)]
 
-    @jax.checkpoint
-    def step(y0: Array, t0: Float[Array, ""]) -> tuple[Array, None]:
-        lower = expand(t0, y0, max(degree - 1, 1))
-        offset = setting.midpoint(t0, h, y0, lower[1], None)
-        midpoint = y0 + (lower[1] + offset) / (degree + 1)
-        remainder = expand(t0 + h / (degree + 1), midpoint, degree)[degree]
-        return sum(lower[:degree], remainder), None
+    lower = expand(t0, y0, max(degree - 1, 1))
+    offset = setting.midpoint(t0, h, y0, lower[1], None)
+    midpoint = y0 + (lower[1] + offset) / (degree + 1)
+    remainder = expand(t0 + h / (degree + 1), midpoint, degree)[degree]
+    return sum(lower[:degree], remainder)
 
-    y1, _ = lax.scan(step, problem.y, h * jnp.arange(num_steps))
-    solver = dsr.TaylorLagrangeSolver(degree, setting.midpoint)
+
+def _counted(y1: Array, degree: int, num_steps: int) -> Solved:
+    solver = dsr.TaylorLagrangeSolver(degree)
     _, evaluations = solver.evaluations(adaptive=False)
     return Solved(y1, jnp.array(num_steps * evaluations))
 
@@ -136,6 +153,7 @@ SCALES = {"untrained": 1.0, "scaled": 8.0}
 BATCH, FIT_BATCH = 500, 100
 DEGREES, NUMS_STEPS, FLOOR_STEPS = (1, 2, 3), (1, 2, 4, 8, 16), (2, 4, 8)
 KINDS = ("evaluation", "gradient")
+FLOORS = dict(solver=taylor, scan=scan, loop=loop)
 RUNGE_KUTTA: dict[str, dfx.AbstractSolver] = {"Heun": dfx.Heun(), "Bosh3": dfx.Bosh3()}
 RUNGE_KUTTA["Dopri5, constant steps"] = dfx.Dopri5()
 # Adaptive solvers with their tolerances. The papers' are measured with gradients, too.
@@ -163,7 +181,7 @@ def rows(options: Options) -> Iterator[tuple[str, list[Row]]]:
             for degree, n in itertools.product(degrees, steps):
                 entries = [
                     Entry(dict(way=name), functools.partial(way, degree, n))
-                    for name, way in dict(solver=taylor, scan=scan).items()
+                    for name, way in FLOORS.items()
                 ]
                 for kind in KINDS:
                     case = dict(batch=batch, degree=degree, num_steps=n, kind=kind)
@@ -294,6 +312,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
     floors, networks = record.frame("floors"), record.frame("networks")
     smooth, fastest = record.frame("smooth"), []
     same, (method, tolerance) = "batch degree num_steps kind", PAPERS[0]
+    to = {f"to_{way}": relative(floors, "seconds", same, way=way) for way in FLOORS}
     base = dict(method=method, setting=tolerance)
     to_dopri5 = relative(networks, "seconds", "network batch kind", **base)
     for problem, group in smooth.groupby("problem") if len(smooth) else ():
@@ -303,7 +322,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
             ours = precise[precise.method.str.startswith("Taylor")].seconds.min()
             fastest.append(dict(problem=problem, ratio=ours / best.seconds.item()))
     return dict(
-        floors=floors.assign(ratio=relative(floors, "seconds", same, way="scan")),
+        floors=floors.assign(**to),
         networks=networks.assign(to_dopri5=to_dopri5),
         smooth=smooth.assign(per_evaluation=smooth["seconds"] / smooth["evaluations"]),
         fastest=pd.DataFrame(fastest),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from experiments.data import (
     DataUnavailable,
+    entropy_of_moons,
+    entropy_of_pinwheel,
     load_miniboone,
     load_mnist,
     load_physionet,
@@ -20,6 +22,8 @@ from experiments.data import (
     pinwheel,
     sources,
 )
+from scipy.spatial import KDTree
+from scipy.special import digamma
 from sklearn.utils import Bunch
 
 
@@ -213,3 +217,16 @@ def test_planar_samples(sampler):
     assert many.shape == (10_000, 2) and many.dtype == np.float32
     assert np.abs(many.mean(axis=0)).max() < 0.1
     assert (np.abs(many) < 4).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "sampler, entropy", ((moons, entropy_of_moons), (pinwheel, entropy_of_pinwheel))
+)
+def test_entropies(sampler, entropy):
+    """They are near the estimates from distances to nearest neighbors (Kozachenko and
+    Leonenko)."""
+    samples = sampler(np.random.default_rng(1), 20_000)
+    distances = KDTree(samples).query(samples, 2)[0][:, 1]
+    disks = np.log(np.pi * distances**2)
+    expected = digamma(len(samples)) - digamma(1) + np.mean(disks)
+    assert entropy() == pytest.approx(expected, abs=0.04)
