@@ -217,6 +217,7 @@ class MinibooneOptions(FlowOptions):
     depth: int = 2
     batch_size: int = 128
     rate: float = 3e-2
+    budget: int = 25
     penalty: float = 50.0
 
 
