@@ -144,11 +144,11 @@ def test_table():
 
 def test_command():
     made = _record(task="moons", method="RNODE")
-    options = made.options | dict(kinetic=0.5, penalty=1.0, gone=3)
+    options = made.options | dict(budget=50, penalty=1.0, gone=3)
     changed = dataclasses.replace(made, options=options, seed=2)
-    assert find("moons").label(changed) == "RNODE, kinetic 0.5, gone 3"
+    assert find("moons").label(changed) == "RNODE, budget 50, gone 3"
     assert find("moons").commands([[changed]]) == [
-        "python -m experiments run moons RNODE --kinetic 0.5 --seeds 2"
+        "python -m experiments run moons RNODE --budget 50 --seeds 2"
         "  # then with gone 3"
     ]
 
