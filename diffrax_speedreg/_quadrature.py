@@ -187,7 +187,7 @@ class _Nodes(AbstractMethod):
     """
 
     nodes: tuple[RealScalarLike, ...]
-    weights: tuple[float, ...]
+    weights: tuple[RealScalarLike, ...]
 
     def quadrature(self, t0: RealScalarLike, t1: RealScalarLike) -> Quadrature:
         """Scales the nodes to the time of a solve.

@@ -178,7 +178,7 @@ class OfSamples(dsr.AbstractRegularizer):
 
     @classmethod
     def rnode(cls, field: Field, batch: Batch, y0: FlowState) -> "OfSamples":
-        return cls(field, methods.rnode(1.0, 1.0)(field, batch, y0.samples))
+        return cls(field, methods.rnode(field, batch, y0.samples))
 
     def evaluate(
         self, term: dfx.AbstractTerm, t: Any, y: FlowState, args: Any

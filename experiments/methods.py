@@ -133,13 +133,8 @@ def derivative(order: int, integration: Any = None) -> Way:
     return regularized(lambda *_: dsr.DerivativeNorm(order), integration)
 
 
-def rnode(kinetic: float, jacobian: float) -> MakeRegularizer:
+def rnode(model: Any, batch: Batch, y0: Any) -> dsr.AbstractRegularizer:
     """Makes RNODE's regularizer (Finlay et al., "How to Train Your Neural ODE", ICML
     2020)."""
-
-    def make(model: Any, batch: Batch, y0: Any) -> dsr.AbstractRegularizer:
-        assert batch.key is not None
-        drawn = dsr.JacobianNorm.draw(batch.key, y0)
-        return kinetic * dsr.DerivativeNorm(1) + jacobian * drawn
-
-    return make
+    assert batch.key is not None
+    return dsr.DerivativeNorm(1) + dsr.JacobianNorm.draw(batch.key, y0)

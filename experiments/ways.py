@@ -78,7 +78,7 @@ WEIGHTED: dict[str, Way] = {
     # From the dense output if that has the derivative.
     **{f"R_{order}": derivative(order) for order in (1, 2, 3)},
     **{f"R_{order}": derivative(order, dsr.gauss_legendre(4)) for order in (4, 5)},
-    "RNODE": regularized(rnode(1.0, 1.0), dsr.gauss_legendre(4)),
+    "RNODE": regularized(rnode, dsr.gauss_legendre(4)),
     "ERNODE": _estimates(stiffness=False),
     "SRNODE": _estimates(stiffness=True),
     "local error": _local_estimates(stiffness=False),

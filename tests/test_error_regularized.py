@@ -91,6 +91,14 @@ def test_nothing_to_estimate():
     assert value == 0 and gradient == 0
 
 
+def test_solves_that_blow_up():
+    """Error and stiffness are NaN, as the state, and not those of the steps before."""
+    term = dfx.ODETerm(lambda t, y, args: jnp.where(t < 0.5, y, jnp.nan))
+    solver = dsr.ErrorRegularizedSolver(dfx.Heun(), stiffness=True)
+    state = _solve(solver, dt0=0.25, term=term, max_steps=8, throw=False).solver_state
+    assert jnp.isnan(state.error) and jnp.isnan(state.stiffness)
+
+
 _adjoints = (
     dfx.RecursiveCheckpointAdjoint(),
     dfx.DirectAdjoint(),

@@ -137,7 +137,7 @@ class ErrorRegularizedSolver(AbstractWrappingSolver[ErrorState]):
             embedded = (y1**ω - y_error**ω).ω
             slopes = [terms.vf_prod(t1, y, args, control) for y in (y1, embedded)]
             change = optx.rms_norm((slopes[0] ** ω - slopes[1] ** ω).ω)
-            moved = size > 0
+            moved = size != 0  # This holds for NaN, which must not count as zero.
             ratio = jnp.where(moved, change / jnp.where(moved, size, 1), 0)
             stiffness = stiffness + ratio.astype(dtype)
         state = ErrorState(inner, error, stiffness)
