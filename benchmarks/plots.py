@@ -65,7 +65,8 @@ def regularization(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 def solver(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Draws the evaluations of each network, and the smooth problems."""
-    panels, networks = [*frames["smooth"].groupby("problem")], frames["networks"]
+    smooth, networks = frames["smooth"], frames["networks"]
+    panels = [*smooth.groupby("problem")] if len(smooth) else []
     if len(networks):
         whole = networks[networks["kind"] == "evaluation"]
         panels += whole.groupby("network", sort=False)

@@ -156,6 +156,7 @@ KINDS = ("evaluation", "gradient")
 FLOORS = dict(solver=taylor, scan=scan, loop=loop)
 RUNGE_KUTTA: dict[str, dfx.AbstractSolver] = {"Heun": dfx.Heun(), "Bosh3": dfx.Bosh3()}
 RUNGE_KUTTA["Dopri5, constant steps"] = dfx.Dopri5()
+LEARNED = "learned Runge-Kutta"
 # Adaptive solvers with their tolerances. The papers' are measured with gradients, too.
 PAPERS = (("Dopri5", 1.4e-8), ("Tsit5", 1e-5))
 ADAPTIVE = {
@@ -252,6 +253,11 @@ def _entries(
         for name, solver in RUNGE_KUTTA.items() if whole else ():
             way = functools.partial(fixed, solver, n)
             yield Entry(dict(method=name, setting=n), way)
+        if whole:  # A single step with all stages.
+            solver = dsr.LearnedRungeKutta(dfx.Midpoint(), n)
+            yield Entry(
+                dict(method=LEARNED, setting=n), functools.partial(fixed, solver, 1)
+            )
     for name, (solver, tolerances) in ADAPTIVE.items():
         for tol in options.few(tolerances):
             if whole or (name, tol) in PAPERS:
@@ -315,6 +321,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
     to = {f"to_{way}": relative(floors, "seconds", same, way=way) for way in FLOORS}
     base = dict(method=method, setting=tolerance)
     to_dopri5 = relative(networks, "seconds", "network batch kind", **base)
+    to_heun = relative(networks, "seconds", "network batch kind setting", method="Heun")
     for problem, group in smooth.groupby("problem") if len(smooth) else ():
         best = group[(group.method == "Dopri8") & (group.tolerance == GOAL_TOLERANCE)]
         if len(best):
@@ -323,7 +330,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
             fastest.append(dict(problem=problem, ratio=ours / best.seconds.item()))
     return dict(
         floors=floors.assign(**to),
-        networks=networks.assign(to_dopri5=to_dopri5),
+        networks=networks.assign(to_dopri5=to_dopri5, to_heun=to_heun),
         smooth=smooth.assign(per_evaluation=smooth["seconds"] / smooth["evaluations"]),
         fastest=pd.DataFrame(fastest),
     )

@@ -35,6 +35,7 @@ class Method:
     - `weight`: the weight of the penalty or the regularizer.
     - `budget`: the budget of evaluations that the weight follows from instead.
     - `solver_optimizer`: the optimizer of a learned solver.
+    - `reference`: the adaptive solver of its references.
     - `alone`: whether each sample is solved by itself in training.
     - `fit`: further arguments of `dsr.training.fit`.
     """
@@ -46,6 +47,7 @@ class Method:
     weight: float = 0.0
     budget: dsr.NFEBudget | None = None
     solver_optimizer: optax.GradientTransformation | None = None
+    reference: dfx.AbstractSolver = dfx.Dopri8()
     alone: bool = False
     fit: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -91,6 +93,7 @@ class Method:
             self.solver_optimizer,
             dsr.training.Reference(
                 self.num_steps,
+                self.reference,
                 rtol=tolerance,
                 atol=tolerance,
                 max_steps=problem.max_steps,
