@@ -273,7 +273,12 @@ MNIST = Task(
         ),
     },
     build=build_mnist,
-    columns=COLUMNS,
-    draw=plots.trajectories,
+    columns={
+        "test accuracy": COLUMNS["test accuracy"],
+        "NFE": COLUMNS["NFE"],
+        "in float64": ("nfe at 1e-7", ".4g"),
+        **COLUMNS,
+    },
+    draw=plots.accuracies,
     data=load_mnist,
 )

@@ -94,13 +94,14 @@ def timing_table(task: Task, records: Sequence[Record]) -> str:
             "epoch": row["epoch"],
             "compilation": tables.number(row["compilation"], "s"),
             "training step": "refused" if row["refused"] else _ms(row["step"]),
+            "optimizer": _ms(row.get("optimizer")),
             "solve": _ms(row["solve"]),
         }
         for made in record.newest(r for r in records if r.task == "timing")
         if made.method == task.name
         for row in made.rows
     ]
-    return tables.markdown(pd.DataFrame(rows)) if rows else ""
+    return tables.markdown(tables.known(pd.DataFrame(rows))) if rows else ""
 
 
 def _ms(seconds: float | None) -> str:

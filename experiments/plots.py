@@ -39,6 +39,19 @@ def _by_epoch(axes: Axes, records: Records) -> None:
     axes.legend(fontsize="x-small")
 
 
+def accuracies(records: Records) -> Figure:
+    """Draws the accuracy over the NFE for all seeds, and the NFE by epoch."""
+    figure, (left, right) = _panels(2, size=(5.0, 3.6))
+    for label, group in records.items():
+        counts = [made.metrics["nfe"] for made in group]
+        percent = [100 * made.metrics["own_accuracy"] for made in group]
+        left.plot(counts, percent, "o", markersize=4, label=label)
+    left.set(title="Accuracy over NFE", xlabel="NFE", ylabel="%", xlim=(0, None))
+    left.legend(fontsize="x-small", loc="lower right")
+    _by_epoch(right, records)
+    return figure
+
+
 def trajectories(records: Records) -> Figure:
     """Draws the NFE by epoch, and a solution with steps for each method."""
     figure, (left, *others) = _panels(1 + len(records))

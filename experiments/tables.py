@@ -21,8 +21,17 @@ def number(value: float, spec: str) -> str:
 
 
 def values(records: Sequence[Record], metric: str) -> np.ndarray:
-    """Returns a metric of those records that have it."""
-    found = [r.metrics.get(metric) for r in records]
+    """Returns a metric of those records that have it.
+
+    The metric "nfe at 1e-7" is the NFE in double precision, at that tolerance.
+    """
+    name, _, tolerance = metric.partition(" at ")
+    if tolerance:
+        rows = (row for made in records for row in made.tolerances)
+        at = dict(tolerance=float(tolerance), dtype="float64")
+        found = [row[name] for row in rows if at.items() <= row.items()]
+    else:
+        found = [made.metrics.get(name) for made in records]
     return np.array([value for value in found if value is not None], float)
 
 
@@ -71,8 +80,11 @@ def method_table(task: Task, records: Sequence[Record]) -> pd.DataFrame:
             column = next(iter(task.columns))
             row[column] = f"{len(failed)} of {len(group)} failed: {failed[0]}"
         rows.append(row)
-    frame = pd.DataFrame(rows)
-    # Records may have no times.
+    return known(pd.DataFrame(rows))
+
+
+def known(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out columns without numbers: not all records have all times."""
     return frame.loc[:, [bool((frame[c] != "-").any()) for c in frame.columns]]
 
 

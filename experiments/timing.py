@@ -100,6 +100,7 @@ def _functions(
     """Makes the functions to be timed, for each epoch of which a model was kept.
 
     Training steps are those of `dsr.training.fit`, with the solver steps among them.
+    The optimizer's part of a model step is timed by itself, too.
     """
     problem, method = experiment.problem, experiment.method
     trainer = experiment.trainer
@@ -108,6 +109,10 @@ def _functions(
     if trainer.trains_solver(kept):
         steps = method.fit["solver_every"]
     solve = eqx.filter_jit(lambda m, s, b: experiment.own_loss(m, s, b))
+    # The time of an update does not depend on the gradients.
+    arrays = eqx.filter(kept.model, eqx.is_inexact_array)
+    optimize = eqx.filter_jit(experiment.optimizer.update)
+    update = ft.partial(optimize, arrays, kept.model_opt_state, arrays)
     epochs = sorted(int(p.stem[6:]) for p in run.states.glob("epoch-*.model"))
     for epoch in epochs[-KEPT:]:
         path = run.states / f"epoch-{epoch}.model"
@@ -121,7 +126,11 @@ def _functions(
         own = ft.partial(solve, *pair, problem.test[0])
         yield (
             epoch,
-            dict(step=Timed(lambda fit=fit: fit().model, steps), solve=Timed(own)),
+            dict(
+                step=Timed(lambda fit=fit: fit().model, steps),
+                optimizer=Timed(update),
+                solve=Timed(own),
+            ),
         )
 
 
@@ -129,15 +138,15 @@ def _row(
     method: str, experiment: Experiment, epoch: int, group: dict[str, Timed]
 ) -> dict[str, Any]:
     refused = any(function.waited for function in group.values())
-    step, solve = (None if refused else f.seconds for f in group.values())
+    times = {k: None if refused else f.seconds for k, f in group.items()}
+    step = times["step"]
     steps = experiment.epochs * experiment.problem.per_epoch
     return dict(
         method=method,
         epoch=epoch,
         refused=refused,
-        step=step,
         training=None if step is None else steps * step,
-        solve=solve,
+        **times,
         compilation=group["step"].compilation,
         waiting=max(sum(f.wall) / sum(f.processor) for f in group.values()),
     )
