@@ -186,8 +186,6 @@ def method_of(
     rounds = dict(scan=True, steps_per_round=every)
     by_loss = {
         BASELINE: Method(fit=rounds),
-        # The Jacobian of a batch would be large.
-        "adaptive Kvaerno5": Method(dfx.Kvaerno5(), alone=True, fit=rounds),
         "RK4": Method(RK4(), num_steps=1, fit=rounds),
         "exponential": Method(
             dsr.ExponentialTaylorSolver(batch_axes=1), num_steps=1, fit=rounds
@@ -262,11 +260,9 @@ def finish(system: System, run: Run, experiment: Experiment, trained: Trained) -
     def predict(trained: Trained) -> Float[Array, "times samples state"]:
         def advance(y: States) -> States:
             batch = Batch(Pairs(y, y))
-            solve = lambda b: method.solve(problem, trained.model, trained.solver, b)
-            if method.alone:
-                one = lambda pair: final_state(solve(Batch(pair)))
-                return jax.vmap(one)(batch.data)
-            return final_state(solve(batch))
+            return final_state(
+                method.solve(problem, trained.model, trained.solver, batch)
+            )
 
         def step(y: States, _: None) -> tuple[States, States]:
             y = advance(y)
@@ -372,12 +368,11 @@ BRUSSELATOR = dataclasses.replace(
 
 def _task(name: str, system: System, options: type[DynamicsOptions]) -> Task:
     learned = ("solver_rate", "solver_every", "solver_steps", "penalty")
-    heeds = {BASELINE: (), "adaptive Kvaerno5": (), "RK4": (), "exponential": ()}
     return Task(
         name=name,
         options=options,
         heeds={
-            **heeds,
+            **dict.fromkeys((BASELINE, "RK4", "exponential"), ()),
             "truncated Taylor": ("penalty",),
             **dict.fromkeys(LEARNED, learned),
         },

@@ -36,7 +36,6 @@ class Method:
     - `budget`: the budget of evaluations that the weight follows from instead.
     - `solver_optimizer`: the optimizer of a learned solver.
     - `reference`: the adaptive solver of its references.
-    - `alone`: whether each sample is solved by itself in training.
     - `fit`: further arguments of `dsr.training.fit`.
     """
 
@@ -48,13 +47,7 @@ class Method:
     budget: dsr.NFEBudget | None = None
     solver_optimizer: optax.GradientTransformation | None = None
     reference: dfx.AbstractSolver = dfx.Dopri8()
-    alone: bool = False
     fit: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def view(self, problem: Problem) -> Problem:
-        """Returns the problem as the method solves it."""
-        alone = self.alone or problem.alone
-        return dataclasses.replace(problem, alone=alone)
 
     def solve(
         self, problem: Problem, model: Any, solver: Any, batch: Batch
@@ -72,7 +65,6 @@ class Method:
         self, problem: Problem, optimizer: optax.GradientTransformation
     ) -> dsr.training.Trainer:
         """Makes the trainer of a model, and of the solver if that is learned."""
-        problem = self.view(problem)
 
         def loss(model: Any, solver: Any, batch: Batch) -> Any:
             parts = problem.each(

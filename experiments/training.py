@@ -87,9 +87,8 @@ class Experiment:
 
     def own_loss(self, model: Any, solver: Any, batch: Batch) -> Scalar:
         """Computes the loss by the method's own solve."""
-        problem = self.method.view(self.problem)
-        solve = lambda batch: self.method.solve(problem, model, solver, batch)
-        return problem.measure(solve, model, batch)["loss"]
+        solve = lambda b: self.method.solve(self.problem, model, solver, b)
+        return self.problem.measure(solve, model, batch)["loss"]
 
 
 class Curves(eqx.Module):
@@ -201,7 +200,7 @@ def evaluate(experiment: Experiment, trained: Trained) -> dict[str, float]:
     def measure(trained: Trained, batch: Batch) -> dict[str, Array]:
         model, solver = trained.model, trained.solver
         own = lambda b: method.solve(problem, model, solver, b)
-        values = method.view(problem).measure(own, model, batch)
+        values = problem.measure(own, model, batch)
         values = {f"own_{name}": value for name, value in values.items()}
         return values | problem.accurate(model, batch, MOST_STEPS)
 
