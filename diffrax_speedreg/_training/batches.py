@@ -97,7 +97,8 @@ class Batches(eqx.Module):
         words = tuple(np.asarray(_key_data(key)).tolist())
         order = _order(words, epoch, self.num_samples)
         chosen = order[index * self.size : (index + 1) * self.size]
-        return jtu.tree_map(lambda leaf: leaf[chosen], self.data)
+        # Faster than by an index.
+        return jtu.tree_map(lambda leaf: np.take(leaf, chosen, axis=0), self.data)
 
 
 def describe_non_finite(tree: PyTree[Any], name: str) -> str | None:
