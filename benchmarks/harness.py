@@ -103,8 +103,9 @@ class Record:
             cores=len(os.sched_getaffinity(0)) if restricted else os.cpu_count() or 1,
             device=jax.devices()[0].device_kind,
         )
+        kept = {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
         versions = dict(python=platform.python_version()) | versions
-        return cls(settings, versions, hardware, {})
+        return cls(settings, versions, hardware | kept, {})
 
     @classmethod
     def load(cls, path: Path) -> "Record":
