@@ -194,7 +194,7 @@ def build_digits(run: Run) -> Experiment:
 @dataclasses.dataclass(frozen=True)
 class MnistOptions(Options):
     epochs: int = 10
-    budget: int = 49
+    budget: int = 55
     """Evaluations that a solve may take with a regularizer: half of plain's."""
     penalty: float = 10.0
     """Weight of the penalty of a learned solver."""
