@@ -100,7 +100,8 @@ def _functions(
     """Makes the functions to be timed, for each epoch of which a model was kept.
 
     Training steps are those of `dsr.training.fit`, with the solver steps among them.
-    The optimizer's part of a model step is timed by itself, too.
+    The optimizer's part of a model step is timed by itself, too, unless steps are so
+    short that a call takes as long.
     """
     problem, method = experiment.problem, experiment.method
     trainer = experiment.trainer
@@ -124,14 +125,10 @@ def _functions(
             **method.fit,
         )
         own = ft.partial(solve, *pair, problem.test[0])
-        yield (
-            epoch,
-            dict(
-                step=Timed(lambda fit=fit: fit().model, steps),
-                optimizer=Timed(update),
-                solve=Timed(own),
-            ),
-        )
+        group = dict(step=Timed(lambda fit=fit: fit().model, steps), solve=Timed(own))
+        if not method.fit.get("scan"):
+            group["optimizer"] = Timed(update)
+        yield epoch, group
 
 
 def _row(
