@@ -20,7 +20,7 @@ results: .venv/experiments
 experiments-quick: .venv/experiments
 	$(BIN)/python -m experiments quick
 
-# The C library keeps memory for the next call. Getting it back would count as well.
+# By these, the C library keeps the memory of a call for the next one: docs/how_to.md.
 benchmarks: export MALLOC_MMAP_THRESHOLD_ := 1073741824
 benchmarks: export MALLOC_TRIM_THRESHOLD_ := 1073741824
 benchmarks: .venv/benchmarks

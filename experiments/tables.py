@@ -100,7 +100,7 @@ def savings(tasks: Iterable[Task], records: Sequence[Record]) -> pd.DataFrame:
         plain = _counts(groups.get("plain", []))
         for label, group in groups.items():
             counts = _counts(group)
-            if label != "plain" and plain and counts:
+            if group[0].method != "plain" and plain and counts:
                 cells = {
                     f"{tolerance:.0e}": f"{plain[tolerance]:.0f} → {count:.0f}"
                     for tolerance, count in counts.items()
