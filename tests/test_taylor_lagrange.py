@@ -346,6 +346,12 @@ def test_bad_order(order, without_type_checks):
         dsr.TaylorLagrangeSolver(order)
 
 
+def test_too_large_degree():
+    """Its expansion would take minutes to compile."""
+    with pytest.raises(ValueError, match="`degree` must be at most 64.* got 65"):
+        dsr.TaylorLagrangeSolver(65)
+
+
 def test_bad_regularizer(without_type_checks):
     regularizer: Any = 3
     with pytest.raises(

@@ -10,7 +10,12 @@ import numpy as np
 from equinox.internal import ω
 from jaxtyping import Array, PyTree, Real
 
-from .._checks import check_not_backsolve, check_positive_integer, check_time_driven
+from .._checks import (
+    check_not_backsolve,
+    check_positive_integer,
+    check_that,
+    check_time_driven,
+)
 from .._custom_types import Args, BoolScalarLike, DenseInfo, RealScalarLike, VF, Y
 from .._misc import just_after, mean_absolute, mean_square, nan_as, real_dtype
 from .._regularizers import DerivativeNorm
@@ -19,6 +24,9 @@ from .error_estimate import larger, WITHIN_STEP
 from .interpolation import TaylorInterpolation
 from .learned import AbstractLearnedSolver
 from .midpoint import AbstractMidpoint, midpoint_offset
+
+
+_LARGEST = 64
 
 
 class TaylorLagrangeState(eqx.Module):
@@ -120,9 +128,9 @@ class TaylorLagrangeSolver(
     ):
         """**Arguments:**
 
-        - `degree`: $p$, the degree of the Taylor polynomial, a positive integer. The
-            compile time grows at least quadratically with it. Degrees above 20 are
-            rarely useful.
+        - `degree`: $p$, the degree of the Taylor polynomial, from 1 to 64. The compile
+            time grows at least quadratically with it. Degrees above 20 are rarely
+            useful.
         - `midpoint`: a [`diffrax_speedreg.AbstractMidpoint`][]; or `None` for the
             truncated Taylor method.
         - `regularizer`: a [`diffrax_speedreg.DerivativeNorm`][] of order at most $p$,
@@ -133,6 +141,8 @@ class TaylorLagrangeSolver(
         A `ValueError` if `degree`, `midpoint` or `regularizer` has another value.
         """
         degree = check_positive_integer(degree, "degree")
+        wanted = f"at most {_LARGEST}, since the compile time grows with its square"
+        check_that(degree <= _LARGEST, "degree", wanted, degree)
         if not isinstance(midpoint, AbstractMidpoint | None):
             raise ValueError(
                 "`midpoint` must be an `AbstractMidpoint`, such as `MidpointMLP`, or "
