@@ -419,6 +419,14 @@ class TestBatches:
             assert len(set(orders[-1])) == 9
         assert len(set(map(tuple, orders))) == 3
 
+    def test_strided_data_are_made_contiguous(self):
+        """A step takes its samples alone, and not a copy of all data."""
+        data = np.arange(24.0).reshape(2, 12).T
+        batches = dsr.training.Batches(data, 12)
+        assert batches.data.flags.c_contiguous
+        batch = batches(jr.key(0), 0)
+        np.testing.assert_array_equal(batch[np.argsort(batch[:, 0])], data)
+
     def test_key_and_step_decide(self):
         batches = dsr.training.Batches(np.arange(1000), 10)
         again = dsr.training.Batches(np.arange(1000), 10)

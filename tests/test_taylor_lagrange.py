@@ -347,7 +347,7 @@ def test_bad_order(order, without_type_checks):
 
 
 def test_too_large_degree():
-    """Its expansion would take minutes to compile."""
+    """Its expansion would take too long to compile."""
     with pytest.raises(ValueError, match="`degree` must be at most 64.* got 65"):
         dsr.TaylorLagrangeSolver(65)
 

@@ -141,7 +141,7 @@ class TaylorLagrangeSolver(
         A `ValueError` if `degree`, `midpoint` or `regularizer` has another value.
         """
         degree = check_positive_integer(degree, "degree")
-        wanted = f"at most {_LARGEST}, since the compile time grows with its square"
+        wanted = f"at most {_LARGEST}, for the time to compile"
         check_that(degree <= _LARGEST, "degree", wanted, degree)
         if not isinstance(midpoint, AbstractMidpoint | None):
             raise ValueError(

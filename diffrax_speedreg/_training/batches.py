@@ -34,7 +34,7 @@ class Batches(eqx.Module):
         """**Arguments:**
 
         - `data`: a pytree of arrays, whose first axes are the samples. They stay in the
-            memory of the host.
+            memory of the host. Those that are strided views are copied once.
         - `size`: the number of samples in a batch.
 
         **Raises:**
@@ -42,7 +42,8 @@ class Batches(eqx.Module):
         A `ValueError` if the arrays have different numbers of samples or none, if there
         are fewer samples than `size`, or if a value is not finite.
         """
-        self.data = jtu.tree_map(np.asarray, data)
+        # `numpy.take` would copy all of a strided array in each step.
+        self.data = jtu.tree_map(lambda x: np.asarray(x, order="C"), data)
         self.size = check_positive_integer(size, "size")
         leaves = jtu.tree_leaves_with_path(self.data)
         if not leaves:
