@@ -194,6 +194,8 @@ def build_digits(run: Run) -> Experiment:
 @dataclasses.dataclass(frozen=True)
 class MnistOptions(Options):
     epochs: int = 10
+    batch_size: int = 100
+    """Batch size. The paper's is 100, with 160 epochs."""
     budget: int = 55
     """Evaluations that a solve may take with a regularizer: half of plain's."""
     penalty: float = 10.0
@@ -238,7 +240,7 @@ def muon(steps: int) -> optax.GradientTransformation:
 def build_mnist(run: Run) -> Experiment:
     options = run.options
     model_key, solver_key = jr.split(run.key)
-    problem = mnist_problem(model_key, 100, options.quick)
+    problem = mnist_problem(model_key, options.batch_size, options.quick)
     epochs = 1 if options.quick else options.epochs
     steps = epochs * problem.per_epoch
     method = mnist_method(run.method, options, steps, solver_key)
