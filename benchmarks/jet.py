@@ -20,7 +20,7 @@ import jax.random as jr
 from jax.experimental.jet import jet
 from jaxtyping import Array, Key
 
-from . import derivatives, plots, problems
+from . import derivatives, problems
 from .derivatives import JET, NESTED, OURS, Plan, Point, Way
 from .problems import Activation, dense, Linear, Problem
 from .report import Benchmark
@@ -134,8 +134,7 @@ for _name, _activation in {"tanh": jnp.tanh, "softplus": jax.nn.softplus}.items(
     PLANS[f"state-{_name}"] = Plan(_problem, {512: 4}, _SOLUTIONS)
 _rows = functools.partial(derivatives.rows, PLANS)
 BENCHMARK = Benchmark(
-    *("jet", __doc__, _rows, derivatives.frames, plots.derivatives),
-    options=derivatives.EngineOptions,
+    "jet", __doc__, _rows, derivatives.frames, derivatives.EngineOptions
 )
 main = BENCHMARK.main
 

@@ -21,7 +21,7 @@ import optimistix as optx
 import pandas as pd
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from . import harness, plots, problems
+from . import harness, problems
 from .derivatives import jet_first_and_last, Point
 from .harness import Contestant, measure, Record, Row
 from .problems import mean_square, Problem, VectorField
@@ -306,9 +306,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
     )
 
 
-BENCHMARK = Benchmark(
-    "regularization", __doc__, rows, frames, plots.regularization, Options
-)
+BENCHMARK = Benchmark("regularization", __doc__, rows, frames, Options)
 main = BENCHMARK.main
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 from tools.tables import markdown as table
 
 from .harness import Options, Record, Row
@@ -60,7 +59,6 @@ class Benchmark:
     - `description`: the description in its help.
     - `measure`: yields rows, with the names of their tables in the record.
     - `frames`: makes frames of a record, with the figures of tables and goals.
-    - `draw`: draws the frames.
     - `options`: the class of its options.
     """
 
@@ -68,11 +66,10 @@ class Benchmark:
     description: str | None
     measure: Callable[[Any], Iterator[tuple[str, list[Row]]]]
     frames: Callable[[Record], Mapping[str, pd.DataFrame]]
-    draw: Callable[[Mapping[str, pd.DataFrame]], Figure]
     options: type[Options] = Options
 
     def main(self) -> None:
-        """Measures or loads a record, and writes the report and the picture."""
+        """Measures or loads a record, and writes the report."""
         prog = f"python -m benchmarks.{self.name}"
         options = tyro.cli(self.options, prog=prog, description=self.description)
         if options.render is not None:
@@ -85,7 +82,6 @@ class Benchmark:
                 record.save(path)  # Measurements survive an interruption.
         text = self.render(record)
         path.with_suffix(".md").write_text(text)
-        self.draw(self.frames(record)).savefig(path.with_suffix(".png"), dpi=150)
         print(text)
 
     def render(self, record: Record) -> str:

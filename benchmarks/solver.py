@@ -24,7 +24,7 @@ import pandas as pd
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from . import harness, plots, problems
+from . import harness, problems
 from .harness import Contestant, measure, Record, Row
 from .problems import mean_square, Problem
 from .report import Benchmark, relative
@@ -336,7 +336,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
     )
 
 
-BENCHMARK = Benchmark("solver", __doc__, rows, frames, plots.solver, Options)
+BENCHMARK = Benchmark("solver", __doc__, rows, frames, Options)
 main = BENCHMARK.main
 
 if __name__ == "__main__":

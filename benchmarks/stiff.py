@@ -11,7 +11,6 @@ import diffrax_speedreg as dsr
 import jax
 import pandas as pd
 
-from . import plots
 from .harness import Options, Record, Row
 from .report import Benchmark, relative
 from .systems import solves, STIFF
@@ -44,7 +43,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
     return dict(solves=made.assign(steps_ratio=steps, seconds_ratio=seconds))
 
 
-BENCHMARK = Benchmark("stiff", __doc__, rows, frames, plots.stiff)
+BENCHMARK = Benchmark("stiff", __doc__, rows, frames)
 main = BENCHMARK.main
 
 if __name__ == "__main__":

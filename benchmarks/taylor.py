@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from . import derivatives, plots, problems
+from . import derivatives, problems
 from .derivatives import NESTED, OURS, Plan, WAYS
 from .report import Benchmark
 
@@ -31,8 +31,7 @@ PLANS = {
 }
 _rows = functools.partial(derivatives.rows, PLANS)
 BENCHMARK = Benchmark(
-    *("taylor", __doc__, _rows, derivatives.frames, plots.derivatives),
-    options=derivatives.EngineOptions,
+    "taylor", __doc__, _rows, derivatives.frames, derivatives.EngineOptions
 )
 main = BENCHMARK.main
 

@@ -26,7 +26,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array, Float, Key, PyTree
 
-from . import plots, problems
+from . import problems
 from .harness import interleave, Options, Record, Row, Timing
 from .problems import Problem
 from .report import Benchmark, relative
@@ -246,7 +246,7 @@ def frames(record: Record) -> dict[str, pd.DataFrame]:
     return dict(parts=parts, cadences=times, devices=devices.assign(to_one=to_one))
 
 
-BENCHMARK = Benchmark("training", __doc__, rows, frames, plots.training)
+BENCHMARK = Benchmark("training", __doc__, rows, frames)
 main = BENCHMARK.main
 
 if __name__ == "__main__":
