@@ -72,6 +72,24 @@ class Options:
         return self.batch or ((4,) if self.quick else sizes)
 
 
+def circumstances() -> tuple[dict[str, str], dict[str, str | int]]:
+    """Returns the versions of packages, and the hardware, of this process."""
+    found = {one.name: one.version for one in importlib.metadata.distributions()}
+    versions = {name: found[name] for name in PACKAGES if name in found}
+    cpus = Path("/proc/cpuinfo")
+    text = cpus.read_text() if cpus.exists() else ""
+    names = re.findall("model name.*: (.*)", text)
+    # A process may be restricted to some cores. Not all systems report this.
+    restricted = hasattr(os, "sched_getaffinity")
+    hardware = dict(
+        cpu=names[0] if names else platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if restricted else os.cpu_count() or 1,
+        device=jax.devices()[0].device_kind,
+    )
+    kept = {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
+    return dict(python=platform.python_version()) | versions, hardware | kept
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """Rows of measurements by table, and their circumstances."""
@@ -91,21 +109,7 @@ class Record:
         settings = {k: v for k, v in vars(options).items() if k not in ignored}
         # As a file holds them.
         settings = {k: [*v] if isinstance(v, tuple) else v for k, v in settings.items()}
-        found = {one.name: one.version for one in importlib.metadata.distributions()}
-        versions = {name: found.get(name, "not installed") for name in PACKAGES}
-        cpus = Path("/proc/cpuinfo")
-        text = cpus.read_text() if cpus.exists() else ""
-        names = re.findall("model name.*: (.*)", text)
-        # A process may be restricted to some cores. Not all systems report this.
-        restricted = hasattr(os, "sched_getaffinity")
-        hardware = dict(
-            cpu=names[0] if names else platform.machine(),
-            cores=len(os.sched_getaffinity(0)) if restricted else os.cpu_count() or 1,
-            device=jax.devices()[0].device_kind,
-        )
-        kept = {k: v for k, v in os.environ.items() if k.startswith("MALLOC_")}
-        versions = dict(python=platform.python_version()) | versions
-        return cls(settings, versions, hardware | kept, {})
+        return cls(settings, *circumstances(), {})
 
     @classmethod
     def load(cls, path: Path) -> "Record":
@@ -152,6 +156,11 @@ class Timing:
     seconds: float
     spread: float
     cpu_seconds: float | None
+
+    @property
+    def disturbed(self) -> bool:
+        cpu = self.cpu_seconds
+        return cpu is not None and self.seconds > DISTURBED * cpu
 
 
 @dataclasses.dataclass(frozen=True)

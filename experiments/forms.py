@@ -3,13 +3,11 @@
 Each midpoint is trained until a coarse step ends where an accurate solve ends. The
 forms are a constant matrix, and networks with one factor, a factor for each entry of
 the state, and a full matrix. The equations are those of the tasks on dynamics, at their
-steps and at steps that are five times as long, and fields of flow matching, in two
-steps.
+steps and at steps that are five times as long.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import diffrax as dfx
 import diffrax_speedreg as dsr
@@ -20,7 +18,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array
 
-from . import dynamics, midpoints, sampling, tables
+from . import dynamics, midpoints, tables
 from .config import Options
 from .record import Record
 from .task import Task
@@ -29,12 +27,12 @@ from .training import Run
 
 BATCH, TRAJECTORIES, UPDATES, QUICK_STEPS = 500, 40, 4, 10
 FORMS: dict[str, Callable[..., dsr.AbstractMidpoint]] = {
-    "constant": lambda y, key: dsr.ConstantMidpoint(y, "matrix"),
-    "scalar": lambda y, key: dsr.MidpointMLP(y, "scalar", key=key),
-    "elementwise": lambda y, key: dsr.MidpointMLP(y, "elementwise", key=key),
-    "matrix": lambda y, key: dsr.MidpointMLP(y, "matrix", key=key),
-    "matrix of y and h f": lambda y, key: dsr.MidpointMLP(
-        y, "matrix", ("t", "dt", "y", "dy"), key=key
+    "constant": lambda key: dsr.ConstantMidpoint(2, "matrix"),
+    "scalar": lambda key: dsr.MidpointMLP(2, "scalar", key=key),
+    "elementwise": lambda key: dsr.MidpointMLP(2, "elementwise", key=key),
+    "matrix": lambda key: dsr.MidpointMLP(2, "matrix", key=key),
+    "matrix of y and h f": lambda key: dsr.MidpointMLP(
+        2, "matrix", ("t", "dt", "y", "dy"), key=key
     ),
 }
 QUICK_FORMS = ("matrix",)
@@ -48,7 +46,6 @@ SYSTEMS: dict[str, tuple[dynamics.System, Callable[..., Array]]] = {
     "brusselator": (dynamics.BRUSSELATOR, _brusselator),
     "brusselator × 5": (dynamics.BRUSSELATOR.longer(5.0), _brusselator),
 }
-FLOWS = {"flow to moons": "moons", "flow to digits": "digits"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,65 +56,35 @@ class FormsOptions(Options):
     """Learning rate, at most."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """Known equation, with batches of initial values for a number of steps."""
-
-    sample: Any
-    degree: int
-    num_steps: int
-    equation: Callable[[Any], dsr.training.InitialValueProblem]
-    batches: Callable[..., Any]
-    validation: Any
-
-
-def system(name: str, run: Run) -> Known:
-    known, field = SYSTEMS[name]
+def execute(run: Run) -> Record:
+    system, field = SYSTEMS[run.method]
+    steps = QUICK_STEPS if run.options.quick else run.options.steps
+    rate = optax.cosine_decay_schedule(run.options.rate, UPDATES * steps)
+    forms = QUICK_FORMS if run.options.quick else FORMS
 
     def draw(index: int) -> dynamics.Pairs:
-        states = known.draw(jr.fold_in(run.key, index), TRAJECTORIES)
+        states = system.draw(jr.fold_in(run.key, index), TRAJECTORIES)
         return dynamics.Pairs.of(states).flat
 
     def equation(pairs: dynamics.Pairs) -> dsr.training.InitialValueProblem:
         before, after = jnp.asarray(pairs.before), jnp.asarray(pairs.after)
         term = dfx.ODETerm(field)
-        return dsr.training.InitialValueProblem(term, before, 0.0, known.step, y1=after)
+        return dsr.training.InitialValueProblem(
+            term, before, 0.0, system.step, y1=after
+        )
 
-    batches = dsr.training.Batches(draw(0), BATCH)
-    return Known(2, 2, 1, equation, batches, draw(1))
-
-
-def flow(name: str, run: Run) -> Known:
-    data = sampling.load(FLOWS[name], run.record.seed)
-    steps = QUICK_STEPS if run.options.quick else sampling.FIELD_STEPS
-    field = sampling.train_field(run, data, steps)
-    return Known(
-        jnp.zeros(data.size),
-        1,
-        2,
-        lambda noise: sampling.equation(field, noise),
-        lambda key, step: sampling.noise(data, jr.fold_in(key, step)),
-        sampling.noise(data, jr.fold_in(run.key, 2**31 - 1), 1000),
-    )
-
-
-def execute(run: Run) -> Record:
-    known = (flow if run.method in FLOWS else system)(run.method, run)
-    steps = QUICK_STEPS if run.options.quick else run.options.steps
-    rate = optax.cosine_decay_schedule(run.options.rate, UPDATES * steps)
-    forms = QUICK_FORMS if run.options.quick else FORMS
-    errors = {}
+    data, validation, errors = draw(0), draw(1), {}
     for form in forms:
-        midpoint = FORMS[form](known.sample, jr.fold_in(run.key, 2))
+        midpoint = FORMS[form](jr.fold_in(run.key, 2))
         fitted = dsr.training.fit_solver(
-            dsr.TaylorLagrangeSolver(known.degree, midpoint),
-            known.equation,
-            known.batches,
+            dsr.TaylorLagrangeSolver(2, midpoint),
+            equation,
+            dsr.training.Batches(data, BATCH),
             num_steps=steps,
             solver_steps=UPDATES,
             optimizer=optax.adam(rate),
-            reference=dsr.training.Reference(known.num_steps, rtol=1e-5, atol=1e-5),
-            validation=known.validation,
+            reference=dsr.training.Reference(1, rtol=1e-5, atol=1e-5),
+            validation=validation,
             key=run.key,
         )
         errors["Runge-Kutta"] = min(fitted.runge_kutta.values())
@@ -137,7 +104,7 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
 TASK = Task(
     name="forms",
     options=FormsOptions,
-    heeds=dict.fromkeys((*SYSTEMS, *FLOWS), ()),
+    heeds=dict.fromkeys(SYSTEMS, ()),
     execute=execute,
     tables={"errors": table},
     x64=True,

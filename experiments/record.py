@@ -1,10 +1,7 @@
 """Records of runs: the one layout of all results, as JSON."""
 
 import dataclasses
-import importlib.metadata
 import json
-import os
-import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from benchmarks import harness
 
 
 PACKAGE = "diffrax-speedreg"
-_PACKAGES = (PACKAGE, "jax", "diffrax", "equinox", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +66,7 @@ class Record:
 
 def new(task: str, method: str, seed: int, options: dict[str, Any]) -> Record:
     """Makes an empty record, with the versions and the hardware of this process."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    hardware = dict(
-        cores=os.cpu_count(),
-        backend=jax.default_backend(),
-        device=jax.devices()[0].device_kind,
-    )
-    versions = {"python": platform.python_version()} | versions
+    versions, hardware = harness.circumstances()
     return Record(task, method, seed, options, versions, hardware, finished=False)
 
 

@@ -14,6 +14,7 @@ import diffrax_speedreg as dsr
 import equinox as eqx
 import jax
 import numpy as np
+from benchmarks import harness
 
 from . import record
 from .config import differences, Options, UsageError
@@ -22,47 +23,8 @@ from .task import Task
 from .training import Experiment, KEPT, Run
 
 
-ROUNDS = 20
-# A row is refused if something else used the processor meanwhile.
-MOST_WAITING = 1.15
-
-
-@dataclasses.dataclass
-class Timed:
-    """Function with the times of its calls, of the wall and of the processor.
-
-    A call makes some training steps, or a solve.
-    """
-
-    function: Callable[[], Any]
-    steps: int = 1
-    compilation: float = 0.0
-    wall: list[float] = dataclasses.field(default_factory=list)
-    processor: list[float] = dataclasses.field(default_factory=list)
-
-    def compile(self) -> None:
-        start = time.perf_counter()
-        jax.block_until_ready(self.function())
-        first = time.perf_counter() - start
-        self.call()
-        self.compilation = max(0.0, first - self.wall.pop())
-        self.processor.clear()
-
-    def call(self) -> None:
-        wall, processor = time.perf_counter(), time.process_time()
-        jax.block_until_ready(self.function())
-        self.wall.append(time.perf_counter() - wall)
-        self.processor.append(time.process_time() - processor)
-
-    @property
-    def waited(self) -> bool:
-        # With an accelerator, the processor waits for it.
-        on_cpu = jax.default_backend() == "cpu"
-        return on_cpu and sum(self.wall) > MOST_WAITING * sum(self.processor)
-
-    @property
-    def seconds(self) -> float:
-        return float(np.median(self.wall)) / self.steps
+# A function, and how many training steps a call of it makes.
+Timed = tuple[Callable[[], Any], int]
 
 
 def measure(task: Task, options: Options) -> None:
@@ -81,19 +43,24 @@ def measure(task: Task, options: Options) -> None:
             raise UsageError(
                 f"{options.folder} has no kept models: first run {task.name}"
             )
-        functions = [function for *_, group in timed for function in group.values()]
-        for function in functions:
-            function.compile()
-        for _ in range(2 if options.quick else ROUNDS):
-            for function in functions:
-                function.call()
+        functions = [call for *_, group in timed for call, _ in group.values()]
+        first = list(map(_first_call, functions))
+        # All of the 20 rounds, however long they take.
+        rounds = harness.Options(quick=options.quick, seconds=1e6)
+        measured = iter(zip(first, harness.interleave(functions, rounds)))
+        rows = [_row(*part, measured) for part in timed]
         made = record.new("timing", task.name, seed, options.recorded(()))
-        rows = [_row(*part) for part in timed]
         made = dataclasses.replace(made, rows=rows, finished=True)
         changes = differences(task.options, made.options).items()
         words = [f"{name}-{value}" for name, value in changes]
         name = record.slug("timing", task.name, *words, seed)
         made.save(options.folder / f"{name}.json")
+
+
+def _first_call(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
 
 
 def _functions(
@@ -127,27 +94,37 @@ def _functions(
             **method.fit,
         )
         own = ft.partial(solve, *pair, problem.test[0])
-        group = dict(step=Timed(lambda fit=fit: fit().model, steps), solve=Timed(own))
+        group: dict[str, Timed] = dict(
+            step=(lambda fit=fit: fit().model, steps), solve=(own, 1)
+        )
         if not method.fit.get("scan"):
-            group["optimizer"] = Timed(update)
+            group["optimizer"] = update, 1
         yield epoch, group
 
 
 def _row(
-    method: str, experiment: Experiment, epoch: int, group: dict[str, Timed]
+    method: str,
+    experiment: Experiment,
+    epoch: int,
+    group: dict[str, Timed],
+    measured: Iterator[tuple[float, harness.Timing]],
 ) -> dict[str, Any]:
-    refused = any(function.waited for function in group.values())
-    times = {k: None if refused else f.seconds for k, f in group.items()}
-    step = times["step"]
+    """Makes a row of the next measurements. A disturbed one has no times."""
+    found = dict(zip(group, measured))
+    refused = any(timing.disturbed for _, timing in found.values())
+    times = {
+        name: None if refused else timing.seconds / group[name][1]
+        for name, (_, timing) in found.items()
+    }
+    first, timing = found["step"]
     steps = experiment.epochs * experiment.problem.per_epoch
     return dict(
         method=method,
         epoch=epoch,
         refused=refused,
-        training=None if step is None else steps * step,
+        training=None if times["step"] is None else steps * times["step"],
         **times,
-        compilation=group["step"].compilation,
-        waiting=max(sum(f.wall) / sum(f.processor) for f in group.values()),
+        compilation=max(0.0, first - timing.seconds),
     )
 
 
