@@ -97,10 +97,13 @@ def savings(tasks: Iterable[Task], records: Sequence[Record]) -> pd.DataFrame:
     rows = []
     for task in tasks:
         groups = task.groups(records)
-        plain = _counts(groups.get("plain", []))
+        first = groups.get("plain", [])
+        plain = _counts(first)
         for label, group in groups.items():
             counts = _counts(group)
-            if group[0].method != "plain" and plain and counts:
+            # A longer training, or a wider network, is another task.
+            alike = first and first[0].options.items() <= group[0].options.items()
+            if group[0].method != "plain" and alike and plain and counts:
                 cells = {
                     f"{tolerance:.0e}": f"{plain[tolerance]:.0f} → {count:.0f}"
                     for tolerance, count in counts.items()
