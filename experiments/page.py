@@ -1,10 +1,10 @@
 """Pages of results: prose in Markdown, with tables and numbers from records.
 
-`pages/*.md` hold the prose. In them, `{{table TASK}}` stands for a table (or
-`{{indented TASK}}`, in a note), `{{savings}}` for the table of evaluations over the
-tolerance, `{{details TASK}}` for commands, pictures and files,
-`{{TASK/METHOD/METRIC:FORMAT}}` for a mean, with its deviation if the format ends with
-`±`, and `{{TASK/METHOD/METRIC over TASK/METHOD/METRIC:FORMAT}}` for a ratio of means.
+`pages/*.md` hold the prose. In them, `{{table TASK}}` stands for a table, `{{savings}}`
+for the table of evaluations over the tolerance, `{{details TASK}}` for commands,
+pictures and files, `{{TASK/METHOD/METRIC:FORMAT}}` for a mean, with its deviation if the
+format ends with `±`, and `{{TASK/METHOD/METRIC over TASK/METHOD/METRIC:FORMAT}}` for a
+ratio of means.
 """
 
 import re
@@ -47,10 +47,9 @@ def fill(text: str, records: Sequence[Record]) -> str:
 
     def replace(match: re.Match[str]) -> str:
         kind, *words = match[1].split()
-        if kind in ("table", "indented"):
+        if kind == "table":
             name, *others = words
-            made = table(find(name), records, *others)
-            return textwrap.indent(made, "    ") if kind == "indented" else made
+            return table(find(name), records, *others)
         if kind == "savings":
             return tables.markdown(tables.savings(TASKS.values(), records))
         if kind == "details":

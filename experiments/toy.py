@@ -249,16 +249,6 @@ def best_table(records: Sequence[Record]) -> pd.DataFrame:
     )
 
 
-def all_table(records: Sequence[Record]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"K": made.method}
-        | {"weight": f"{row['weight']:g}", "error": f"{row['error']:.3g}"}
-        | {solver: f"{row['nfe'][solver]:.1f}" for solver in SOLVERS}
-        for made in records
-        for row in made.rows
-    )
-
-
 TOY = Task(
     name="toy",
     options=ToyOptions,
@@ -280,7 +270,7 @@ ORDERS_TASK = Task(
     options=OrdersOptions,
     heeds={method: () for method in ORDERS},
     execute=execute_orders,
-    tables={"best": best_table, "all": all_table},
+    tables={"best": best_table},
     draw=plots.orders,
     x64=True,
 )
