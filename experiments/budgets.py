@@ -28,6 +28,8 @@ from .ways import WAYS, WEIGHTED
 
 DECADES = tuple(10.0**k for k in range(-5, 2))
 ALL_WAYS = "digits"
+# The seed of the sweep over weights.
+SWEPT = 0
 # The budgets under which the ways are compared, and the orders on MNIST.
 EQUAL = {"digits": (31, 43), "mnist": (31,)}
 COMPARED = {"digits": tuple(WEIGHTED), "mnist": ("R_2", "R_4", "R_5")}
@@ -36,8 +38,8 @@ COMPARED = {"digits": tuple(WEIGHTED), "mnist": ("R_2", "R_4", "R_5")}
 @dataclasses.dataclass(frozen=True)
 class BudgetOptions(Options):
     seeds: tuple[int, ...] = (0, 1, 2)
-    sweeps: int = 1
-    """Number of seeds, from 0 on, with a sweep over weights."""
+    epochs: int = 1
+    """Multiple of the usual number of training steps."""
 
 
 class Sized(NamedTuple):
@@ -120,7 +122,7 @@ def settings(name: str, swept: bool) -> Iterator[Setting]:
 def execute(run: Run) -> Record:
     sized, seed = SIZED[run.method], run.record.seed
     steps = 5 if run.options.quick else run.options.epochs * sized.steps
-    listed = list(settings(run.method, seed < run.options.sweeps))
+    listed = list(settings(run.method, seed == SWEPT))
     for setting in listed[:2] if run.options.quick else listed:
         identity = setting._asdict()
         if any(identity.items() <= row.items() for row in run.record.rows):
@@ -173,7 +175,7 @@ def _figures(runs: pd.DataFrame) -> dict[str, str]:
 
 def budgets_table(records: Sequence[Record]) -> pd.DataFrame:
     """Makes the table with a row for each budget: the runs, and the best fixed weight
-    with as many evaluations."""
+    that takes no more evaluations than the run of its seed."""
     frame, rows = _frame(records), []
     frame = frame[frame.way.isin(["plain", "R_3"])]
     for name in [name for name in SIZED if name in set(frame.task)]:
@@ -182,7 +184,9 @@ def budgets_table(records: Sequence[Record]) -> pd.DataFrame:
         rows.append(_budget_row(name, "none", mine[mine.way == "plain"], fixed[:0]))
         for budget in SIZED[name].budgets:
             runs = mine[mine.budget == budget]
-            best = fixed[fixed.nfe <= runs.nfe.max()].nsmallest(1, "loss")
+            (nfe,) = runs[runs.seed == SWEPT].nfe
+            best = fixed[(fixed.seed == SWEPT) & (fixed.nfe <= nfe)]
+            best = best.nsmallest(1, "loss")
             rows.append(_budget_row(name, budget, runs, best))
     return pd.DataFrame(rows)
 
@@ -193,7 +197,8 @@ def _budget_row(
     cell = "-" if budget == "none" else "none"
     for row in best.itertuples():
         weight = "plain" if row.way == "plain" else f"weight {row.weight:g}"
-        cell = f"{row.loss:.3f} at {row.nfe:.0f}, {weight}"
+        (loss,) = runs[runs.seed == SWEPT].loss
+        cell = f"{row.loss:.3f} at {row.nfe:.0f}, {weight}; budget: {loss:.3f}"
     weights = ", ".join(f"{weight:.2g}" for weight in runs.final_weight)
     head = {"task": name, "budget": budget}
     return head | _figures(runs) | {"weight": weights, "best fixed weight": cell}

@@ -28,9 +28,7 @@ class Options:
     methods: tyro.conf.Positional[tuple[str, ...]] = ()
     """Methods to run, all of them by default."""
     seeds: tuple[int, ...] = (0,)
-    """Each seed decides everything in a run."""
-    epochs: int = 1
-    """Epochs of a training run."""
+    """Seeds, with a run for each."""
     quick: bool = False
     """Make a small run in about a minute, to see that it works."""
     restart: bool = False
@@ -69,19 +67,11 @@ def differences(options: type[Options], recorded: Mapping[str, Any]) -> dict[str
     return {k: v for k, v in recorded.items() if k not in defaults or v != defaults[k]}
 
 
-def command(
-    task: str, methods: Sequence[str], changes: Mapping[str, Any], known: Sequence[str]
-) -> str:
-    """Makes the command that repeats runs with changed options.
-
-    A comment names the options that the package has no more.
-    """
-    words, comment = ["python", "-m", "experiments", "run", task, *methods], ""
+def command(task: str, methods: Sequence[str], changes: Mapping[str, Any]) -> str:
+    """Makes the command that repeats runs with changed options."""
+    words = ["python", "-m", "experiments", "run", task, *methods]
     for name, value in changes.items():
-        if name not in known:
-            comment += f"  # then with {name} {value}"
-        elif value is not False:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name.replace('_', '-')}"]
-            words += [] if value is True else map(str, values)
-    return f"{shlex.join(words)}{comment}"
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}"]
+        words += [] if value is True else map(str, values)
+    return shlex.join(words)

@@ -2,9 +2,9 @@
 
 `pages/*.md` hold the prose. In them, `{{table TASK}}` stands for a table, `{{savings}}`
 for the table of evaluations over the tolerance, `{{details TASK}}` for commands,
-pictures and files, `{{TASK/METHOD/METRIC:FORMAT}}` for a mean, with its deviation if the
-format ends with `±`, and `{{TASK/METHOD/METRIC over TASK/METHOD/METRIC:FORMAT}}` for a
-ratio of means.
+pictures and files, `{{TASK/METHOD/METRIC:FORMAT}}` for a mean, with its deviation if
+the format ends with `±`, and `{{TASK/METHOD/METRIC over TASK/METHOD/METRIC:FORMAT}}`
+for a ratio of means.
 """
 
 import re
@@ -130,10 +130,6 @@ def draw(task: Task, records: Sequence[Record], folder: Path) -> None:
         save_picture(plots.tolerances(solved), folder / f"{task.name}-tolerances.png")
 
 
-def _belongs(made: Record, task: Task) -> bool:
-    return made.task == task.name or (made.task, made.method) == ("timing", task.name)
-
-
 def details(task: Task, records: Sequence[Record]) -> str:
     """Makes the pictures, the times, the commands and the files of a task."""
     groups = task.groups(records)
@@ -146,17 +142,15 @@ def details(task: Task, records: Sequence[Record]) -> str:
     if times:
         inside = textwrap.indent(times, "    ")
         parts.append(f'??? note "Times, measured side by side"\n{inside}')
-    files = [
-        f"    - [{path.name}]({_LINK}/{path.name})"
-        for path in sorted(RESULTS.glob("*.json"))
-        if _belongs(record.read(path), task)
-    ]
     made = "\n".join(f"    {line}" for line in tables.runs(groups).splitlines())
     newer = [r for group in groups.values() for r in group]
     older = [r for r in records if r.task == task.name and r not in newer]
     if older:
         names = ", ".join(f"{r.method} of version {r.version}" for r in older)
         made += f"\n    - Left out, as there are newer ones: {names}."
-    notes = "\n".join(files)
-    parts.append(f'??? note "Files, versions and machines"\n{made}\n\n{notes}')
+    parts.append(
+        f'??? note "Files, versions and machines"\n{made}\n\n'
+        f"    [The records]({_LINK}) are the files `{task.name}-*.json`, and those of "
+        f"times `timing-{task.name}*.json`."
+    )
     return "\n\n".join(parts)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from .record import Record
 
 
-# Records of several seeds by label. All but one picture show the first.
+# Records of several seeds by label. Only `accuracies` shows all seeds.
 Records = Mapping[str, Sequence[Record]]
 
 

@@ -39,6 +39,8 @@ FIELD_STEPS, SOLVER_BATCHES, SOLVER_STEPS, QUICK_STEPS = 4000, 200, 4, 10
 
 @dataclasses.dataclass(frozen=True)
 class SamplingOptions(Options):
+    epochs: int = 1
+    """Multiple of the usual number of training steps."""
     rate: float = 5e-3
     """Learning rate of the solver, at most."""
 

@@ -44,21 +44,23 @@ def mean(numbers: Sequence[float] | np.ndarray, spec: str) -> str:
         return text
     # Two digits of a deviation are enough, where a format counts digits.
     spread = re.sub(r"^\.\d+g$", ".2g", spec)
-    return f"{text} ± {number(float(np.std(numbers)), spread)}"
+    return f"{text} ± {number(float(np.std(numbers, ddof=1)), spread)}"
 
 
 def is_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Returns whether means differ by less than their scatter over seeds."""
+    """Returns whether means differ by less than the scatter, and the ranges overlap."""
     if min(len(one), len(other)) < 2:
         return False
-    return abs(np.mean(one) - np.mean(other)) < np.hypot(np.std(one), np.std(other))
+    scatter = np.hypot(np.std(one, ddof=1), np.std(other, ddof=1))
+    overlap = max(one.min(), other.min()) <= min(one.max(), other.max())
+    return bool(overlap and abs(np.mean(one) - np.mean(other)) < scatter)
 
 
 def method_table(task: Task, records: Sequence[Record]) -> pd.DataFrame:
     """Makes the table of a task: a row for each method and its options.
 
-    A number is called equal if it differs from that of the first row by less than the
-    scatter. The format "x" makes a ratio: that of the first row in parts of it.
+    A number may be called equal to that of the first row. The format "x" makes a ratio:
+    that of the first row relative to it.
     """
     groups = task.groups(records)
     rows = []

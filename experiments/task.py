@@ -163,9 +163,8 @@ class Task:
             if seeds != list(self.options().seeds):
                 changes["seeds"] = seeds
             together.setdefault(json.dumps(changes), []).append(group[0].method)
-        known = [field.name for field in dataclasses.fields(self.options)]
         return [
-            command(self.name, list(dict.fromkeys(methods)), json.loads(changes), known)
+            command(self.name, list(dict.fromkeys(methods)), json.loads(changes))
             for changes, methods in together.items()
         ]
 

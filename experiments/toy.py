@@ -178,7 +178,7 @@ def _picture(problem: Problem, field: Field) -> dict[str, Any]:
 
 def weights(order: int, quick: bool) -> list[float]:
     """Returns zero and powers of ten as weights. Higher derivatives are larger."""
-    powers = [10.0**k for k in range(-2 - order, 4 - order)]
+    powers = [10.0**k for k in range(-4 - order, 4 - order)]
     return [0.0, *(powers[-1:] if quick else powers)]
 
 
