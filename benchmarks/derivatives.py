@@ -136,7 +136,7 @@ class EngineOptions(Options):
     """Options of the benchmarks of the engine."""
 
     compile_limit: float = 20.0
-    """Who takes more seconds to compile an order is not tried at higher ones."""
+    """Limit on the seconds to compile an order; beyond, higher orders are skipped."""
 
 
 @dataclasses.dataclass(frozen=True)

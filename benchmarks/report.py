@@ -118,7 +118,8 @@ def _cells(rows: pd.DataFrame, column: str) -> list[str]:
     cells = [number(unit * value, style) for value in rows[column]]
     if column == "seconds":
         spreads = [f" ± {number(unit * s)}" if s > 0 else "" for s in rows["spread"]]
-        cells = [cell + spread for cell, spread in zip(cells, spreads)]
+        known = rows["seconds"].notna()
+        cells = [c + s if k else c for c, s, k in zip(cells, spreads, known)]
     return cells
 
 

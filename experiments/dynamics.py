@@ -1,7 +1,7 @@
 """Unknown dynamics, learned from pairs of states a step apart.
 
-A field is learned such that a solver comes from each state to the next one, in a single
-step if it is one of fixed steps. (The experiments on dynamics of the Taylor-Lagrange
+A field is learned such that a solver takes each state to the next one, in a single step
+if its steps are fixed. (The experiments on dynamics of the Taylor-Lagrange
 paper, Djeumou et al., IJCAI 2022.) The systems are:
 
 - *stiff*: linear, with the eigenvalues -1000 and -1. A step of RK4 multiplies a real
@@ -169,7 +169,7 @@ def mean_error(model: Field, solution: dfx.Solution, batch: Batch) -> Float[Arra
 def fastest(batches: Sequence[Batch]) -> Batch:
     """Selects a batch of pairs: those of several batches that move farthest.
 
-    The midpoint of a short step hardly matters.
+    The midpoint of a short step hardly matters, so that it is trained on these.
     """
     pairs: Any = jax.tree.map(
         lambda *parts: np.concatenate(parts), *(batch.data for batch in batches)

@@ -140,7 +140,7 @@ def with_times(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _times(made: Record, times: Sequence[Record]) -> dict[str, float | None]:
+def _times(made: Record, times: Sequence[Record]) -> dict[str, float]:
     rows = [
         row
         for r in times
@@ -150,10 +150,9 @@ def _times(made: Record, times: Sequence[Record]) -> dict[str, float | None]:
         if row["method"] == made.method
     ]
 
-    def mean(name: str) -> float | None:
-        known = [row[name] for row in rows if not row["refused"]]
-        return float(np.mean(known)) if known else None
-
-    found = {f"{name}_seconds": mean(name) for name in ("step", "training", "solve")}
-    # Older records have times of runs in company.
-    return {k: v for k, v in found.items() if v is not None or k in made.metrics}
+    known = [row for row in rows if not row["refused"]]
+    return {
+        f"{name}_seconds": float(np.mean([row[name] for row in known]))
+        for name in ("step", "training", "solve")
+        if known
+    }
