@@ -106,7 +106,7 @@ def problem(key: Key[Array, ""], per_epoch: int = PER_EPOCH) -> Problem:
     )
 
 
-def sizes(options: Options) -> tuple[int, int]:
+def sizes(options: ToyOptions | OrdersOptions) -> tuple[int, int]:
     """Returns the number of epochs, and of steps in each."""
     return (1, QUICK_STEPS) if options.quick else (options.epochs, PER_EPOCH)
 
