@@ -71,12 +71,19 @@ def _of_double(
     r"""Computes $\varphi_k(2 A)$, which is $2^{-k}$ times
     $\varphi_0 \varphi_k + \sum_j \varphi_j / (k - j)!$ with $1 \le j \le k$."""
     ks = range(len(phis))
-    weights = [
+    table = [
         [0.5**k / math.factorial(k - j) if 1 <= j <= k else 0.0 for j in ks] for k in ks
     ]
+    weights = jnp.array(table, phis.dtype)
     halves = jnp.array([0.5**k for k in ks], phis.dtype)[:, None, None, None]
     products = halves * _multiply(phis[0], phis)
-    return products + jnp.einsum("kj,jabn->kabn", jnp.array(weights, phis.dtype), phis)
+    if phis[0].size > _FEW:
+        return products + jnp.einsum("kj,jabn->kabn", weights, phis)
+    # For a few entries, another matrix product takes longer than all the rest.
+    return products + jnp.sum(weights[..., None, None, None] * phis[None], axis=1)
+
+
+_FEW = 32
 
 
 def _multiply(
