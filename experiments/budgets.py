@@ -184,7 +184,8 @@ def budgets_table(records: Sequence[Record]) -> pd.DataFrame:
         rows.append(_budget_row(name, "none", mine[mine.way == "plain"], fixed[:0]))
         for budget in SIZED[name].budgets:
             runs = mine[mine.budget == budget]
-            (nfe,) = runs[runs.seed == SWEPT].nfe
+            # NaN without a run, so that no weight is the best.
+            nfe = runs[runs.seed == SWEPT].nfe.max()
             best = fixed[(fixed.seed == SWEPT) & (fixed.nfe <= nfe)]
             best = best.nsmallest(1, "loss")
             rows.append(_budget_row(name, budget, runs, best))
