@@ -41,7 +41,7 @@ SOLVERS = dict(Heun=dfx.Heun(), Bosh3=DRAWN, Dopri5=dfx.Dopri5(), Dopri8=dfx.Dop
 # The equal steps of a solve in training of `orders`.
 EQUAL_STEPS = 12
 # A model is compared with the plain one only if its error is larger by at most this.
-SLACK = 1.2
+SLACK = 1.1
 
 
 class Field(eqx.Module):

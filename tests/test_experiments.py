@@ -181,9 +181,8 @@ def test_committed_records_are_of_tasks():
             task = find(made.task)
             fields = {field.name for field in dataclasses.fields(task.options)}
             assert made.method in task.methods
-            assert (
-                made.finished and "quick" in made.options and {*made.options} < fields
-            )
+            assert made.finished and "quick" in made.options
+            assert {*made.options} < fields
 
 
 def test_tolerances_of_a_trivial_problem():

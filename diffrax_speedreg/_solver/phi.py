@@ -74,13 +74,15 @@ def _of_double(
     table = [
         [0.5**k / math.factorial(k - j) if 1 <= j <= k else 0.0 for j in ks] for k in ks
     ]
-    weights = jnp.array(table, phis.dtype)
     halves = jnp.array([0.5**k for k in ks], phis.dtype)[:, None, None, None]
     products = halves * _multiply(phis[0], phis)
     if phis[0].size > _FEW:
+        weights = jnp.array(table, phis.dtype)
         return products + jnp.einsum("kj,jabn->kabn", weights, phis)
-    # For a few entries, another matrix product takes longer than all the rest.
-    return products + jnp.sum(weights[..., None, None, None] * phis[None], axis=1)
+    # For a few entries, another matrix product takes longer than all the rest. A
+    # reduction would be slow under `jax.vmap`.
+    terms = [[table[k][j] * phis[j] for j in range(1, k + 1)] for k in ks]
+    return products + jnp.stack([sum(t, jnp.zeros_like(phis[0])) for t in terms])
 
 
 _FEW = 32
